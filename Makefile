@@ -1,0 +1,68 @@
+# make demo   the shipped checkpoint: what is accelerated, is it right, how fast is it
+# make test   the tests, twice: e3nn 0.4 with MACE, and e3nn 0.6 without
+# make lint   ruff and mypy
+# make clean  remove the environments
+#
+# The environments are made when they are absent, and brought up to date when pyproject.toml changes.
+
+PYTHON      ?= python3
+TORCH       ?= torch==2.13.0
+VENV        ?= .venv
+VENV_E3NN06 ?= .venv-e3nn06
+CHECKPOINT  ?= $(firstword $(wildcard examples/*/*.model examples/*.model))
+MARKERS     ?= not slow
+WORKERS     ?= 2
+PYTEST_ARGS ?=
+
+# On Linux, PyPI's torch brings gigabytes of CUDA libraries. Without an NVIDIA driver take torch's
+# own index of CPU builds, if it can be reached. TORCH_INDEX="" keeps to PyPI.
+CPU_BUILDS  := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= $$(test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && \
+	$(PYTHON) -c "import urllib.request as r; r.urlopen('$(CPU_BUILDS)/torch/', timeout=5)" \
+	2>/dev/null && echo "--extra-index-url $(CPU_BUILDS)")
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+# One thread a worker: more would only fight for the same cores.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -n $(WORKERS) \
+	-m "$(MARKERS)" $(PYTEST_ARGS)
+
+.PHONY: demo test test-mace test-e3nn06 lint environments clean
+
+demo: $(VENV)/installed
+	@test -n "$(CHECKPOINT)" || { echo "no checkpoint: make demo CHECKPOINT=file.model"; exit 2; }
+	$(VENV)/bin/e3nn-accel verify $(CHECKPOINT)
+	$(VENV)/bin/e3nn-accel bench $(CHECKPOINT)
+	$(VENV)/bin/e3nn-accel explain $(CHECKPOINT)
+
+test: test-mace test-e3nn06
+
+test-mace: $(VENV)/installed
+	$(call PYTEST,$(VENV))
+
+test-e3nn06: $(VENV_E3NN06)/installed
+	$(call PYTEST,$(VENV_E3NN06))
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+environments: $(VENV)/installed $(VENV_E3NN06)/installed
+
+# torch first and alone: resolved together with the rest, pip may pick another build of it.
+$(VENV)/installed: pyproject.toml
+	@echo "installing into $(VENV) (some minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python $(PIP_INSTALL) "$(TORCH)" $(TORCH_INDEX)
+	@$(VENV)/bin/python $(PIP_INSTALL) -e ".[mace,cli,test]"
+	@touch $@
+
+$(VENV_E3NN06)/installed: pyproject.toml
+	@echo "installing into $(VENV_E3NN06) (some minutes the first time)"
+	@$(PYTHON) -m venv $(VENV_E3NN06)
+	@$(VENV_E3NN06)/bin/python $(PIP_INSTALL) "$(TORCH)" $(TORCH_INDEX)
+	@$(VENV_E3NN06)/bin/python $(PIP_INSTALL) -e ".[cli,test]" "e3nn==0.6.*"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV_E3NN06)

@@ -1,0 +1,52 @@
+"""The torch backend: every plan in ordinary torch operations, on any device.
+
+It is the product where there is no GPU, and the readable reference for the kernels. Derivatives of
+any order come from autograd.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from e3nn_accel.backends.torch import contraction, convolution, linear, species_linear, tensor_product
+from e3nn_accel.descriptor import (
+    ContractionDescriptor,
+    ConvolutionDescriptor,
+    Descriptor,
+    LinearDescriptor,
+    TensorProductDescriptor,
+)
+from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
+
+DTYPES = (torch.float32, torch.float64)
+
+
+class TorchBackend:
+    """Plans every operation of every descriptor in float32 and float64."""
+
+    name = "torch"
+    priority = 0
+
+    def available(self) -> Availability:
+        """Always: torch is there."""
+        return Availability(True)
+
+    def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
+        """Plan, or refuse dtypes whose rounding stock e3nn and a plan would not share."""
+        if context.dtype not in DTYPES:
+            return Refusal(self.name, f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}")
+        if isinstance(descriptor, LinearDescriptor):
+            strategy, run = linear.plan(descriptor)
+        elif isinstance(descriptor, ContractionDescriptor):
+            strategy, run = contraction.plan(descriptor, context)
+        elif isinstance(descriptor, ConvolutionDescriptor):
+            reason = convolution.refusal(descriptor)
+            if reason:
+                return Refusal(self.name, reason)
+            strategy, run = convolution.plan(descriptor, context)
+        elif species_linear.applies(descriptor):
+            strategy, run = species_linear.plan(descriptor, context)
+        else:
+            assert isinstance(descriptor, TensorProductDescriptor)
+            strategy, run = tensor_product.plan(descriptor, context)
+        return Plan(self.name, descriptor, strategy, run)

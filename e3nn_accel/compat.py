@@ -1,0 +1,80 @@
+"""The only place that knows versions and private names of torch, e3nn and MACE."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from typing import Any
+
+import torch
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def functorch_active() -> bool:
+    """Whether a functorch transform (vmap, grad, jvp) is running: its tensors are not plain ones."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def symbolically_tracing() -> bool:
+    """Whether torch.fx is tracing (torch.fx.symbolic_trace calls modules with proxies)."""
+    fx = sys.modules.get("torch.fx._symbolic_trace")
+    return fx is not None and bool(fx.is_fx_tracing())
+
+
+def compiling() -> bool:
+    """Whether torch.compile or torch.export is tracing."""
+    return bool(torch.compiler.is_compiling())
+
+
+def global_module_hooks() -> bool:
+    """Whether hooks are registered for every nn.Module of the process."""
+    hooks: Any = torch.nn.modules.module
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    )
+
+
+def module_hooks(module: torch.nn.Module) -> bool:
+    """Whether the module has hooks of its own (pickles of old torch lack some of these fields)."""
+    fields = module.__dict__
+    return bool(
+        fields.get("_forward_hooks")
+        or fields.get("_forward_pre_hooks")
+        or fields.get("_backward_hooks")
+        or fields.get("_backward_pre_hooks")
+    )
+
+
+def version_counter(tensor: torch.Tensor) -> int | None:
+    """How often the tensor was written in place, or None where torch doesn't count (inference tensors)."""
+    return None if tensor.is_inference() else int(tensor._version)
+
+
+def autocast_active(device_type: str) -> bool:
+    """Whether torch.autocast changes dtypes on this kind of device."""
+    return bool(torch.is_autocast_enabled(device_type))
+
+
+def product_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The ``_w3j_*`` constants that e3nn compiled into a tensor product, in the module's own precision."""
+    compiled = module._modules.get("_compiled_main_left_right")
+    if compiled is None:
+        return {}
+    return {name.rsplit(".", 1)[-1]: buffer for name, buffer in compiled.named_buffers() if "_w3j_" in name}
+
+
+def wigner_3j(l1: int, l2: int, l3: int) -> torch.Tensor:
+    """e3nn's own coefficients, float64: signs differ between e3nn versions, so never shipped."""
+    from e3nn import o3
+
+    return o3.wigner_3j(l1, l2, l3, dtype=torch.float64)

@@ -1,0 +1,235 @@
+"""What a module computes: frozen, hashable, free of torch state.
+
+Two modules with equal descriptors share one plan. Weights are never part of a descriptor, coupling
+constants are: a module loaded from a file carries its own (the signs of six Wigner 3j symbols differ
+between e3nn 0.4.4 and 0.5, and a float32 file holds rounded ones), so they are compared by content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mode = Literal["uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+
+class MulIr(NamedTuple):
+    """``mul`` copies of the irrep with degree ``l`` and parity ``p``."""
+
+    mul: int
+    l: int  # noqa: E741 - the field's own name for the degree
+    p: int
+
+    @property
+    def ir_dim(self) -> int:
+        """Components of one copy, 2l+1."""
+        return 2 * self.l + 1
+
+    @property
+    def dim(self) -> int:
+        """Components of all copies."""
+        return self.mul * self.ir_dim
+
+    def __str__(self) -> str:
+        return f"{self.mul}x{self.l}{'e' if self.p == 1 else 'o'}"
+
+
+Irreps = tuple[MulIr, ...]
+
+
+def irreps_of(irreps: Any) -> Irreps:
+    """An ``e3nn.o3.Irreps`` as plain tuples."""
+    return tuple(MulIr(int(mul), int(ir.l), int(ir.p)) for mul, ir in irreps)
+
+
+def dim_of(irreps: Irreps) -> int:
+    """Components of a whole feature row."""
+    return sum(block.dim for block in irreps)
+
+
+def offsets_of(sizes: list[int]) -> list[int]:
+    """Where each of consecutive pieces starts."""
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def show(irreps: Irreps) -> str:
+    """The field's own notation, ``128x0e+128x1o``."""
+    return "+".join(map(str, irreps)) or "(empty)"
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """A constant tensor, stored sparse and compared by content.
+
+    Attributes:
+        shape: Shape of the dense tensor.
+        digest: Hash of shape, indices and values.
+        epsilon: Rounding unit of the dtype the constants were stored in; what they can be trusted to.
+        indices: Positions of the non-zeros, [non-zeros, dimensions].
+        values: Their values, float64.
+    """
+
+    shape: tuple[int, ...]
+    digest: str
+    epsilon: float
+    indices: NDArray[np.int64] = field(compare=False, repr=False)
+    values: NDArray[np.float64] = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, dense: NDArray[Any]) -> Coupling:
+        """From a dense array of any float dtype."""
+        indices = np.argwhere(dense != 0).astype(np.int64)
+        values = dense[tuple(indices.T)].astype(np.float64)
+        digest = hashlib.sha256()
+        for part in (np.array(dense.shape), indices, values):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        epsilon = float(np.finfo(dense.dtype).eps)
+        return cls(tuple(dense.shape), digest.hexdigest()[:16], epsilon, indices, values)
+
+    def dense(self) -> NDArray[np.float64]:
+        """The dense tensor, float64."""
+        out = np.zeros(self.shape)
+        out[tuple(self.indices.T)] = self.values
+        return out
+
+
+@dataclass(frozen=True)
+class LinearPath:
+    """One instruction of ``o3.Linear``; ``i_in == -1`` is a bias."""
+
+    i_in: int
+    i_out: int
+    path_shape: tuple[int, ...]
+    path_weight: float
+
+
+@dataclass(frozen=True)
+class LinearDescriptor:
+    """``o3.Linear``: out[w,k] = bias[w] + sum over paths of path_weight * sum_u W[u,w] x[u,k].
+
+    Attributes:
+        f_in: Number of input feature columns, or None for the ordinary case without them.
+        f_out: Number of output feature columns.
+        shared_weights: One weight for all rows, or one for each.
+    """
+
+    irreps_in: Irreps
+    irreps_out: Irreps
+    paths: tuple[LinearPath, ...]
+    f_in: int | None
+    f_out: int | None
+    shared_weights: bool
+    internal_weights: bool
+
+    @property
+    def weight_numel(self) -> int:
+        """Weights of one row (and one pair of feature columns)."""
+        return sum(prod(path.path_shape) for path in self.paths if path.i_in != -1)
+
+    @property
+    def bias_numel(self) -> int:
+        """Biases of one row (and one feature column)."""
+        return sum(prod(path.path_shape) for path in self.paths if path.i_in == -1)
+
+    def __str__(self) -> str:
+        return f"linear {show(self.irreps_in)} -> {show(self.irreps_out)}"
+
+
+@dataclass(frozen=True)
+class ProductPath:
+    """One instruction of a tensor product.
+
+    Attributes:
+        path_weight: The final coefficient, with normalisations and variances folded in by e3nn.
+        coupling: C[i,j,k] as this module uses it (Wigner 3j, or e3nn's specialised form of it).
+    """
+
+    i_in1: int
+    i_in2: int
+    i_out: int
+    mode: str
+    has_weight: bool
+    path_weight: float
+    path_shape: tuple[int, ...]
+    coupling: Coupling
+
+
+@dataclass(frozen=True)
+class TensorProductDescriptor:
+    """``o3.TensorProduct`` and its subclasses, edge by edge."""
+
+    irreps_in1: Irreps
+    irreps_in2: Irreps
+    irreps_out: Irreps
+    paths: tuple[ProductPath, ...]
+    shared_weights: bool
+    internal_weights: bool
+
+    @property
+    def weight_numel(self) -> int:
+        """Weights of one row."""
+        return sum(prod(path.path_shape) for path in self.paths if path.has_weight)
+
+    def __str__(self) -> str:
+        modes = "/".join(sorted({path.mode for path in self.paths})) or "no paths"
+        return f"{modes} {show(self.irreps_in1)} (x) {show(self.irreps_in2)} -> {show(self.irreps_out)}"
+
+
+@dataclass(frozen=True)
+class ConvolutionDescriptor:
+    """Gather the sender's features, multiply with the edge, sum at the receiver."""
+
+    product: TensorProductDescriptor
+
+    def __str__(self) -> str:
+        return f"convolution {self.product}"
+
+
+@dataclass(frozen=True)
+class ContractionOutput:
+    """One output irrep of MACE's SymmetricContraction.
+
+    Attributes:
+        l: Degree of the output.
+        couplings: U for nu = 1 .. correlation, each of shape [2l+1] + [components] * nu + [paths].
+    """
+
+    l: int  # noqa: E741
+    couplings: tuple[Coupling, ...]
+
+
+@dataclass(frozen=True)
+class ContractionDescriptor:
+    """MACE's SymmetricContraction: polynomials in each node's features, weighted by its species.
+
+    out[b,c,m] = sum_nu sum_k W_nu[z(b),k,c] sum_{i1..inu} U_nu[m,i1..inu,k] x[b,c,i1] .. x[b,c,inu]
+    """
+
+    channels: int
+    components: int
+    species: int
+    outputs: tuple[ContractionOutput, ...]
+
+    @property
+    def weight_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """[species, paths, channels] of each weight: outputs in order, nu = 1 .. correlation within."""
+        return tuple(
+            (self.species, coupling.shape[-1], self.channels) for output in self.outputs for coupling in output.couplings
+        )
+
+    def __str__(self) -> str:
+        degrees = "+".join(str(output.l) for output in self.outputs)
+        order = max((len(output.couplings) for output in self.outputs), default=0)
+        return (
+            f"contraction of {self.components} components to l={degrees}, correlation {order}, "
+            f"{self.channels} channels, {self.species} species"
+        )
+
+
+Descriptor = LinearDescriptor | TensorProductDescriptor | ConvolutionDescriptor | ContractionDescriptor

@@ -1,0 +1,319 @@
+"""The guard and the call: from ``module(...)`` to a plan, or to stock e3nn with the reason kept."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from e3nn_accel import compat, selfcheck
+from e3nn_accel.config import Config
+from e3nn_accel.descriptor import Descriptor
+from e3nn_accel.errors import AccelError, FallbackWarning
+from e3nn_accel.hookspecs import Call, Event, Target
+from e3nn_accel.interception import stock_call, suspended
+from e3nn_accel.plan import Plan, PlanContext, Refusal
+from e3nn_accel.registry import Registry
+
+log = logging.getLogger(__name__)
+PlanKey = tuple[str, torch.dtype, torch.device]
+
+
+@dataclass
+class Outcome:
+    """What planning one operation of one kind of module came to; shared by equal modules."""
+
+    descriptor: Descriptor | None
+    plan: Plan | None
+    refusals: list[Refusal] = field(default_factory=list)
+
+    @property
+    def reason(self) -> str:
+        """Every refusal in one line."""
+        return "; ".join(map(str, self.refusals))
+
+
+@dataclass
+class Usage:
+    """Calls of one module in one operation by one backend (or "e3nn", with the reason)."""
+
+    calls: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Runner:
+    """What is known about one module; never holds the module itself.
+
+    Attributes:
+        config: The configuration that applies to it, or None where it isn't accelerated.
+        path: Its name within the model given to ``accelerate``, if any.
+        left: Why the configuration leaves it to stock e3nn.
+        stock_forward: The forward it must have for a plan to stand in for it.
+    """
+
+    config: Config | None
+    path: str
+    left: str
+    stock_forward: Any
+    outcomes: dict[PlanKey, Outcome] = field(default_factory=dict)
+    usage: dict[tuple[str, str, str], Usage] = field(default_factory=dict)
+
+    def count(self, operation: str, backend: str, reason: str, seconds: float = 0.0) -> None:
+        """Note one call."""
+        usage = self.usage.get((operation, backend, reason))
+        if usage is None:
+            usage = self.usage[operation, backend, reason] = Usage()
+        usage.calls += 1
+        usage.seconds += seconds
+
+
+class Dispatcher:
+    """Runners of all modules, and the plans they share."""
+
+    def __init__(self, registry: Registry, settings_of: Callable[[torch.nn.Module], tuple[Config | None, str]]) -> None:
+        self.registry = registry
+        self.settings_of = settings_of
+        self.runners: WeakKeyDictionary[torch.nn.Module, Runner] = WeakKeyDictionary()
+        self.outcomes: dict[tuple[Descriptor, torch.dtype, torch.device, Config], Outcome] = {}
+        self.targets: dict[type, tuple[Target, Any]] = {}
+
+    def call_for(self, cls: type[torch.nn.Module], target: Target) -> Callable[..., Any]:
+        """The ``__call__`` to put on ``cls``, the class of ``target``."""
+        stock_forward = cls.forward
+        self.targets[cls] = (target, stock_forward)
+
+        def __call__(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            if torch.compiler.is_compiling():  # first, and alone: torch.compile traces this line
+                return torch.nn.Module.__call__(module, *args, **kwargs)
+            runner = self.runners.get(module) or self.runner_for(module, stock_forward)
+            if runner.config is None or suspended():
+                return stock_call(module, args, kwargs)
+            return self.call(module, runner, target, args, kwargs)
+
+        return __call__
+
+    def runner_for(self, module: torch.nn.Module, stock_forward: Any) -> Runner:
+        """Make the runner of a module at its first call."""
+        config, path = self.settings_of(module)
+        left = "" if config is None else _left_out(config, type(module), path)
+        runner = self.runners[module] = Runner(config, path, left, stock_forward)
+        return runner
+
+    def call(
+        self, module: torch.nn.Module, runner: Runner, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Take a call of an active module: plan, or stock e3nn with the reason."""
+        passing = program_transform()
+        if passing:
+            return self.stock(module, runner, passing, args, kwargs)
+        reason = own_behaviour(module, runner.stock_forward) or runner.left
+        if reason:
+            return self.stock(module, runner, reason, args, kwargs)
+        assert runner.config is not None
+        try:
+            call = target.bind(module, *args, **kwargs)
+        except Exception as error:  # stock e3nn meets the same arguments and raises its own error
+            call = f"{type(error).__name__} while reading the arguments"
+        if not isinstance(call, Call):
+            out = self.stock(module, runner, call, args, kwargs)
+            if runner.config.strict:
+                raise AccelError(f"{type(module).__name__} {runner.path} ran on stock e3nn", [call])
+            return out
+        x = call.operands[0]
+        outcome = runner.outcomes.get((call.operation, x.dtype, x.device))
+        if outcome is None:
+            outcome = self.plan(module, runner, call)
+        if outcome.plan is None:
+            if runner.config.strict:
+                raise AccelError(f"{type(module).__name__} {runner.path} can't be accelerated", [outcome.reason])
+            return self.stock(module, runner, outcome.reason, args, kwargs, call.operation)
+        return self.run(module, runner, outcome, call, args, kwargs)
+
+    def run(
+        self,
+        module: torch.nn.Module,
+        runner: Runner,
+        outcome: Outcome,
+        call: Call,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run the plan; if it fails where stock e3nn succeeds, give it up."""
+        plan, config = outcome.plan, runner.config
+        assert plan is not None and config is not None
+        started = time.perf_counter() if config.profile else 0.0
+        try:
+            out = plan.run(*call.operands)
+        except Exception as error:
+            if config.strict:
+                raise
+            result = self.stock(module, runner, f"{type(error).__name__} in the plan", args, kwargs, call.operation)
+            self.give_up(outcome, f"failed where stock e3nn succeeds: {type(error).__name__}: {error}")
+            return result
+        runner.count(call.operation, plan.backend, "", time.perf_counter() - started if config.profile else 0.0)
+        if config.verify:
+            self.verify(module, outcome, out, call, config.strict)
+        return out
+
+    def stock(
+        self,
+        module: torch.nn.Module,
+        runner: Runner,
+        reason: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        operation: str = "",
+    ) -> Any:
+        """Stock e3nn, counted with its reason; a fused convolution is taken apart first."""
+        edge_index = args[3] if len(args) == 4 else kwargs.get("edge_index")
+        if edge_index is not None and hasattr(module, "irreps_in1"):
+            return unfused(module, *args[:3], **_without_edges(kwargs, edge_index))
+        runner.count(operation, "e3nn", reason)
+        return stock_call(module, args, kwargs)
+
+    def plan(self, module: torch.nn.Module, runner: Runner, call: Call) -> Outcome:
+        """Plan an operation at its first use, checked against stock e3nn."""
+        x = call.operands[0]
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return Outcome(None, None, [Refusal("dispatch", "not planned before a CUDA graph was being captured")])
+        outcome = self.preview(module, runner, call.operation, x.dtype, x.device)
+        runner.outcomes[call.operation, x.dtype, x.device] = outcome
+        return outcome
+
+    def preview(
+        self, module: torch.nn.Module, runner: Runner, operation: str, dtype: torch.dtype, device: torch.device
+    ) -> Outcome:
+        """What planning comes to, found once for equal modules."""
+        assert runner.config is not None
+        descriptor = self.registry.describe(module, operation)
+        if isinstance(descriptor, Refusal):
+            return Outcome(None, None, [descriptor])
+        key = (descriptor, dtype, device, runner.config)
+        if key not in self.outcomes:
+            plan, refusals = self.registry.plan(descriptor, PlanContext(dtype, device, runner.config))
+            outcome = self.outcomes[key] = Outcome(descriptor, plan, refusals)
+            if plan is not None and runner.config.self_check:
+                finding = selfcheck.compare(plan, module, operation, dtype, device)
+                if finding:
+                    self.registry.event(Event("self-check failed", str(descriptor), finding))
+                    self.give_up(outcome, f"self-check: {finding}", warn=not finding.startswith(selfcheck.SKIPPED))
+        return self.outcomes[key]
+
+    def give_up(self, outcome: Outcome, reason: str, warn: bool = True) -> None:
+        """Leave a plan for good, saying so once."""
+        assert outcome.plan is not None
+        backend, outcome.plan = outcome.plan.backend, None
+        outcome.refusals.append(Refusal(backend, reason))
+        if warn:
+            warnings.warn(
+                f"e3nn_accel gives up a plan, stock e3nn takes over: {outcome.descriptor}: {reason}",
+                FallbackWarning,
+                stacklevel=5,
+            )
+
+    def verify(self, module: torch.nn.Module, outcome: Outcome, out: torch.Tensor, call: Call, strict: bool) -> None:
+        """Compare one result with stock e3nn on the same operands."""
+        finding = selfcheck.compare_call(module, call, out)
+        if finding and strict:
+            raise AccelError(f"{type(module).__name__} differs from stock e3nn", [finding])
+        if finding:
+            self.give_up(outcome, f"verify: {finding}")
+
+    def target_of(self, module: torch.nn.Module) -> tuple[Target, Any] | None:
+        """The target and stock forward of a module of an intercepted class."""
+        return next((self.targets[cls] for cls in type(module).__mro__ if cls in self.targets), None)
+
+    def fusible(self, module: torch.nn.Module) -> bool:
+        """Whether a block should hand its gather and scatter to this product."""
+        if torch.compiler.is_compiling() or suspended() or program_transform():
+            return False
+        found = self.target_of(module)
+        if found is None:
+            return False
+        runner = self.runners.get(module) or self.runner_for(module, found[1])
+        if runner.config is None or runner.left or own_behaviour(module, found[1]):
+            return False
+        instructions = getattr(module, "instructions", ())
+        if not instructions or any(i.connection_mode != "uvu" for i in instructions):
+            return False
+        planned = [o.plan is not None for (operation, *_), o in runner.outcomes.items() if operation == "convolution"]
+        return all(planned)
+
+    def strategy(self, runner: Runner, operation: str) -> str:
+        """The strategy of the plan that runs an operation."""
+        plans = (o.plan for (name, *_), o in runner.outcomes.items() if name == operation)
+        return next((plan.strategy for plan in plans if plan is not None), "")
+
+    def explain(
+        self, module: torch.nn.Module, runner: Runner, operation: str, dtype: torch.dtype, device: torch.device
+    ) -> tuple[str, str]:
+        """Backend and strategy of a module that wasn't called yet, or "e3nn" and the reason."""
+        if runner.config is None:
+            return "e3nn", "not accelerated"
+        reason = own_behaviour(module, runner.stock_forward) or runner.left
+        if reason:
+            return "e3nn", reason
+        outcome = self.preview(module, runner, operation, dtype, device)
+        return ("e3nn", outcome.reason) if outcome.plan is None else (outcome.plan.backend, outcome.plan.strategy)
+
+
+def program_transform() -> str:
+    """Why this call belongs to a transformation of the program, which must see stock e3nn; or an empty string."""
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit is tracing"
+    if compat.symbolically_tracing():
+        return "torch.fx is tracing"
+    if compat.functorch_active():
+        return "a functorch transform (vmap, grad, ..) is running"
+    return ""
+
+
+def own_behaviour(module: torch.nn.Module, stock_forward: Any) -> str:
+    """What the module does besides e3nn's forward, so that a plan can't stand in for it; or an empty string."""
+    if type(module).forward is not stock_forward or "forward" in module.__dict__:
+        return "it has a forward of its own"
+    if compat.module_hooks(module):
+        return "it has hooks, which only stock e3nn runs"
+    if compat.global_module_hooks():
+        return "hooks are registered for all modules, which only stock e3nn runs"
+    return ""
+
+
+def unfused(
+    module: torch.nn.Module,
+    node_feats: torch.Tensor,
+    edge_attrs: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    edge_index: torch.Tensor,
+) -> torch.Tensor:
+    """Gather, product and scatter one after the other, as an interaction block does itself."""
+    sender, receiver = edge_index[0], edge_index[1]
+    messages = module(node_feats[sender], edge_attrs, weight)
+    out = messages.new_zeros((node_feats.shape[0], messages.shape[1]))
+    return out.scatter_add(0, receiver.unsqueeze(1).expand_as(messages), messages)
+
+
+def _without_edges(kwargs: dict[str, Any], edge_index: torch.Tensor) -> dict[str, Any]:
+    named = {"x": "node_feats", "y": "edge_attrs"}
+    return {named.get(k, k): v for k, v in kwargs.items() if k != "edge_index"} | {"edge_index": edge_index}
+
+
+def _left_out(config: Config, cls: type, path: str) -> str:
+    """Why the configuration leaves this module alone."""
+    from fnmatch import fnmatchcase
+
+    names = [cls.__name__, f"{cls.__module__}.{cls.__qualname__}", *([path] if path else [])]
+    matches = lambda globs: any(fnmatchcase(name, glob) for name in names for glob in globs)  # noqa: E731
+    if matches(config.skip):
+        return "left out by E3NN_ACCEL_SKIP or skip="
+    if config.only and not matches(config.only):
+        return "not among E3NN_ACCEL_ONLY or only="
+    return ""

@@ -1,0 +1,149 @@
+"""Edges grouped by receiver, and nodes by species: found once, shared by the layers of one call.
+
+A grouping belongs to the content of an index tensor. It is looked up by the tensor object and its
+version counter, and the content is compared with a private copy before it is used again: a numpy
+array may share the tensor's memory and change it unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from e3nn_accel.compat import version_counter
+
+Grouping = TypeVar("Grouping")
+Groups = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Species:
+    """Rows sorted by the column of their single non-zero.
+
+    Attributes:
+        order: [rows], the rows in sorted order.
+        inverse: [rows], where each row went.
+        is_sorted: The rows came sorted; nothing need move.
+        values: [rows], the non-zeros in sorted order, or None where all are one.
+        column: [rows], the species of each row in the caller's order.
+        bounds: (species, first row, last row + 1) in sorted order.
+    """
+
+    order: torch.Tensor
+    inverse: torch.Tensor
+    is_sorted: bool
+    values: torch.Tensor | None
+    column: torch.Tensor
+    bounds: Groups
+
+    def groups(self, rows_each: int) -> Groups:
+        """The same where each row became ``rows_each`` rows."""
+        return tuple((kind, first * rows_each, last * rows_each) for kind, first, last in self.bounds)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Edges of each receiver in blocks of a fixed number of slots, the last block padded.
+
+    Sums over a receiver's edges become batched matrix products over blocks, and only the few
+    blocks are scattered.
+
+    Attributes:
+        width: Slots a block.
+        source: [blocks * width], the edge in each slot; the number of edges marks an empty slot.
+        slot: [edges], the slot of each edge.
+        sender: [blocks * width], the sender of each slot's edge; 0 in empty slots.
+        receiver: [blocks], the receiver of each block.
+    """
+
+    width: int
+    source: torch.Tensor
+    slot: torch.Tensor
+    sender: torch.Tensor
+    receiver: torch.Tensor
+
+
+def species_of(attrs: torch.Tensor) -> Species | None:
+    """Group rows [.., species] by their single non-zero; None where a row has another number of them."""
+    return _shared(attrs, "species", _find_species)
+
+
+def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
+    """Group the edges of ``edge_index`` [2, edges] (senders, receivers) by receiver.
+
+    Raises:
+        IndexError: A receiver or sender that isn't one of the ``nodes``.
+    """
+    return _shared(edge_index, f"blocks {nodes}", lambda index: _find_blocks(index, nodes))
+
+
+def _find_species(attrs: torch.Tensor) -> Species | None:
+    attrs = attrs.reshape(-1, attrs.shape[-1])
+    rows, columns = attrs.nonzero(as_tuple=True)
+    if len(rows) != len(attrs) or not bool((rows == torch.arange(len(rows), device=rows.device)).all()):
+        return None
+    values = attrs.gather(1, columns.unsqueeze(1)).squeeze(1)
+    is_sorted = bool((columns[1:] >= columns[:-1]).all())
+    order = torch.arange(len(columns), device=columns.device) if is_sorted else torch.argsort(columns, stable=True)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    kinds, counts = torch.unique_consecutive(columns[order], return_counts=True)
+    bounds, first = [], 0
+    for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+        bounds.append((kind, first, first + count))
+        first += count
+    ones = bool((values == 1).all())
+    return Species(order, inverse, is_sorted, None if ones else values[order], columns, tuple(bounds))
+
+
+def _find_blocks(edge_index: torch.Tensor, nodes: int) -> Blocks:
+    senders, receivers = edge_index[0], edge_index[1]
+    edges, device = len(receivers), receivers.device
+    if edges and (int(edge_index.min()) < 0 or int(edge_index.max()) >= nodes):
+        raise IndexError(f"edge_index must lie in [0, {nodes}), got {int(edge_index.min())} to {int(edge_index.max())}")
+    order = torch.argsort(receivers, stable=True)
+    degree = torch.bincount(receivers, minlength=nodes)
+    width = _width(edges / max(int((degree > 0).sum()), 1))
+    blocks = (degree + width - 1) // width
+    first_edge = torch.cumsum(degree, 0) - degree
+    first_slot = (torch.cumsum(blocks, 0) - blocks) * width
+    by_receiver = receivers[order]
+    slots = torch.arange(edges, device=device) + (first_slot - first_edge)[by_receiver]
+    source = torch.full((int(blocks.sum()) * width,), edges, dtype=torch.int64, device=device)
+    source[slots] = order
+    sender = torch.zeros_like(source)
+    sender[slots] = senders[order]
+    slot = torch.empty(edges, dtype=torch.int64, device=device)
+    slot[order] = slots
+    return Blocks(width, source, slot, sender, torch.repeat_interleave(torch.arange(nodes, device=device), blocks))
+
+
+def _width(mean_degree: float) -> int:
+    """Slots a block: wide enough to feed a matrix product, narrow enough to waste few slots.
+
+    Measured on two cores, 128 channels, 46 edges a node: 8 and 16 are alike, 32 and more lose a third.
+    """
+    return 4 if mean_degree < 6 else 8 if mean_degree < 20 else 16
+
+
+_cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Grouping]) -> Grouping:
+    version = version_counter(tensor)
+    if version is None:
+        return find(tensor)
+    kept: dict[str, tuple[int, torch.Tensor, Any]] = _cache.setdefault(tensor, {})
+    found = kept.get(kind)
+    if found is not None and found[0] == version and torch.equal(found[1], tensor):
+        grouping: Grouping = found[2]
+        return grouping
+    with torch.no_grad():
+        plain = tensor.detach()
+        grouping = find(plain)
+        kept[kind] = (version, plain.clone(), grouping)
+    return grouping

@@ -1,0 +1,80 @@
+"""How a descriptor will be computed: a backend answers with a `Plan`, or with a `Refusal` and its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from e3nn_accel.config import Config
+from e3nn_accel.descriptor import Descriptor
+
+
+@dataclass(frozen=True)
+class PlanContext:
+    """What a plan may depend on besides the descriptor; never the number of nodes or edges."""
+
+    dtype: torch.dtype
+    device: torch.device
+    config: Config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to compute one descriptor in one dtype on one device.
+
+    Attributes:
+        backend: Name of the backend that made it.
+        descriptor: What it computes.
+        strategy: A few words for ``explain``.
+        run: Takes the operands of the descriptor's kind and returns what stock e3nn returns:
+            linear (x, weight, bias); tensor product (x, y, weight);
+            convolution (node_feats, edge_attrs, weight, edge_index);
+            contraction (x, node_attrs, W_1, .., W_corr of the first output, W_1, .. of the second, ..).
+    """
+
+    backend: str
+    descriptor: Descriptor
+    strategy: str
+    run: Callable[..., torch.Tensor] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a backend, or e3nn_accel as a whole, leaves a call to stock e3nn."""
+
+    backend: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can run here at all, and why not."""
+
+    ok: bool
+    reason: str = ""
+
+
+class Backend(Protocol):
+    """What the hook ``e3nn_accel_backends`` yields.
+
+    Attributes:
+        name: Short and unique; what ``backend=`` and E3NN_ACCEL_BACKEND name.
+        priority: Among the backends that can plan, the highest is taken.
+    """
+
+    name: str
+    priority: int
+
+    def available(self) -> Availability:
+        """Whether it can run in this process; asked once, never at import."""
+        ...
+
+    def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
+        """Plan, or say why not. Must not raise; if it does, that is the reason."""
+        ...

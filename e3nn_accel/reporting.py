@@ -1,0 +1,171 @@
+"""What ran where, and why not: the report of a process, and the explanation of one model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from e3nn_accel import switch
+from e3nn_accel._version import __version__
+from e3nn_accel.config import Config
+from e3nn_accel.errors import FallbackWarning
+
+
+@dataclass(frozen=True)
+class Row:
+    """Modules that share a fate.
+
+    Attributes:
+        path: The module's name in its model (`explain`), or empty (`report`).
+        cls: Class name.
+        operation: linear, tensor_product, convolution or contraction; empty where it wasn't reached.
+        backend: The backend that runs it, or "e3nn".
+        detail: The plan's strategy, or the reason of the fallback.
+        modules: How many modules.
+        calls: How many calls.
+        seconds: Time in those calls, 0 unless profiling.
+    """
+
+    path: str
+    cls: str
+    operation: str
+    backend: str
+    detail: str
+    modules: int
+    calls: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows with a heading; ``str()`` is a plain table, `to_json` a document for bug reports."""
+
+    heading: str
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.heading, *_table(self.rows)])
+
+    def to_json(self) -> str:
+        """Heading and rows as JSON."""
+        return json.dumps({"heading": self.heading, "rows": [asdict(row) for row in self.rows]}, indent=1)
+
+    @property
+    def fallbacks(self) -> tuple[Row, ...]:
+        """The rows that ran, or would run, on stock e3nn."""
+        return tuple(row for row in self.rows if row.backend == "e3nn")
+
+
+def report() -> Report:
+    """What has run since enabling (or ran before disabling), by class, backend and reason."""
+    dispatcher = switch.active.dispatcher or switch.active.previous
+    if dispatcher is None:
+        return Report(f"e3nn_accel {__version__}: {_state()}", ())
+    grouped: defaultdict[tuple[str, str, str, str], list[tuple[int, float]]] = defaultdict(list)
+    called = set()
+    for module, runner in list(dispatcher.runners.items()):
+        for (operation, backend, reason), usage in runner.usage.items():
+            called.add(id(module))
+            detail = reason or dispatcher.strategy(runner, operation)
+            key = (type(module).__name__, operation, backend, detail)
+            grouped[key].append((usage.calls, usage.seconds))
+    rows = [
+        Row("", cls, operation, backend, detail, len(uses), sum(c for c, _ in uses), sum(s for _, s in uses))
+        for (cls, operation, backend, detail), uses in grouped.items()
+    ]
+    rows.sort(key=lambda row: (row.backend == "e3nn", row.cls, row.operation, -row.calls))
+    accelerated = sum(row.calls for row in rows if row.backend != "e3nn")
+    total = sum(row.calls for row in rows)
+    seen = len(called | {id(module) for module in switch.active.seen})
+    return Report(
+        f"e3nn_accel {__version__}: {_state()}; {seen} modules seen, {len(called)} called, "
+        f"{accelerated} of {total} calls accelerated",
+        tuple(rows),
+    )
+
+
+def explain(model: Any) -> Report:
+    """Where every supported module of a model runs, or would run, and why.
+
+    Modules that were called show what happened; the others are planned for the dtype and device of
+    the model's parameters, without being called. Works whether enabled or not.
+
+    Args:
+        model: Any ``torch.nn.Module``.
+    """
+    if switch.active.dispatcher is None:
+        with switch.enabled():
+            return explain(model)
+    rows: list[Row] = []
+    for path, module in model.named_modules():
+        rows.extend(_explain_module(model, path, module))
+    fallbacks = sum(row.backend == "e3nn" for row in rows)
+    name = type(model).__name__
+    return Report(f"{name}: {len(rows)} operations, {len(rows) - fallbacks} accelerated, {fallbacks} on e3nn", tuple(rows))
+
+
+def _explain_module(model: Any, path: str, module: Any) -> list[Row]:
+    import torch
+
+    dispatcher = switch.active.dispatcher
+    assert dispatcher is not None
+    found = dispatcher.target_of(module)
+    if found is None:
+        return []
+    target, stock_forward = found
+    runner = dispatcher.runners.get(module) or dispatcher.runner_for(module, stock_forward)
+    if runner.usage:
+        return [
+            Row(path, type(module).__name__, operation, backend, reason or dispatcher.strategy(runner, operation), 1,
+                usage.calls, usage.seconds)
+            for (operation, backend, reason), usage in runner.usage.items()
+        ]  # fmt: skip
+    tensor = next((t for t in [*module.parameters(), *model.parameters()] if t.is_floating_point()), torch.empty(0))
+    operation = "convolution" if _fused_by_its_block(model, path) else target.operation
+    backend, detail = dispatcher.explain(module, runner, operation, tensor.dtype, tensor.device)
+    return [Row(path, type(module).__name__, operation, backend, detail, 1, 0, 0.0)]
+
+
+def _fused_by_its_block(model: Any, path: str) -> bool:
+    block, _, name = path.rpartition(".")
+    return name == "conv_tp" and bool(getattr(model.get_submodule(block), "conv_fusion", False))
+
+
+def at_exit(config: Config) -> None:
+    """Print or write the report as E3NN_ACCEL_REPORT asks; warn where nothing at all was accelerated."""
+    result = report()
+    if result.rows and len(result.fallbacks) == len(result.rows):
+        top = max(result.rows, key=lambda row: row.calls)
+        warnings.warn(f"e3nn_accel accelerated nothing; most calls: {top.cls}: {top.detail}", FallbackWarning, stacklevel=1)
+    if config.report == "1":
+        sys.stderr.write(f"{result}\n")
+    elif config.report not in ("", "0"):
+        Path(config.report).write_text(result.to_json())
+
+
+def _state() -> str:
+    config = switch.active.config
+    if config is None:
+        return f"off, {len(switch.active.models)} modules accelerated singly" if switch.active.models else "off"
+    return "on, strict" if config.strict else "on"
+
+
+def _table(rows: tuple[Row, ...]) -> list[str]:
+    """Aligned columns; those that say nothing are left out."""
+    if not rows:
+        return []
+    columns = ["path", "cls", "operation", "backend", "modules", "calls", "seconds", "detail"]
+    columns = [name for name in columns if any(getattr(row, name) for row in rows)]
+    if all(row.modules == 1 for row in rows):
+        columns.remove("modules")
+    titles = {"cls": "class", "seconds": "ms"}
+    cells = [[titles.get(name, name) for name in columns]]
+    for row in rows:
+        cells.append([f"{row.seconds * 1e3:.1f}" if name == "seconds" else str(getattr(row, name)) for name in columns])
+    widths = [max(len(line[n]) for line in cells) for n in range(len(columns))]
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]

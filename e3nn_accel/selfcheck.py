@@ -1,0 +1,169 @@
+"""Compare a plan with stock e3nn: at its first use, on a small random batch, values and gradients.
+
+The comparison draws from a generator of its own, so a user's seeds give the same run with and
+without us, and works on a copy of the module with random parameters: parameters that are zero at
+first (LoRA) would prove nothing, and the module's own must not be touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from e3nn_accel.hookspecs import Call
+from e3nn_accel.interception import stock_call, suspend
+from e3nn_accel.plan import Plan
+
+SKIPPED = "stock e3nn itself could not be run"
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+"""Relative, norm-wise: far above rounding, far below any wrong sign, factor or index."""
+
+ROWS, EDGES, SEED = 4, 7, 20240229
+
+
+def compare(plan: Plan, module: torch.nn.Module, operation: str, dtype: torch.dtype, device: torch.device) -> str:
+    """What differs between the plan and stock e3nn, or an empty string.
+
+    Returns:
+        A sentence that starts with `SKIPPED` where the module can't be run as a copy.
+    """
+    with suspend(), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[], enabled=False):
+        try:
+            # a copy within grad mode of its own: the module's parameters and buffers stay as they are
+            stock = _randomised(copy.deepcopy(module), dtype, device)
+            inputs = _random_inputs(stock, operation, dtype, device)
+            expected, leaves = _stock(stock, operation, inputs)
+        except Exception as error:
+            return f"{SKIPPED} on a small batch ({type(error).__name__}: {error})"
+        try:
+            found = plan.run(*_operands(stock, operation, inputs))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return _differences(found, expected, leaves, TOLERANCE[dtype])
+
+
+def compare_call(module: torch.nn.Module, call: Call, found: torch.Tensor) -> str:
+    """What differs between one result and stock e3nn on the same operands, or an empty string."""
+    with suspend(), torch.no_grad():
+        inputs = tuple(x.detach() for x in call.operands)
+        expected = _run_stock(module, call.operation, inputs)
+        return _difference("value", found.detach(), expected, TOLERANCE[expected.dtype])
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator(device="cpu").manual_seed(SEED)
+
+
+def _randn(shape: Sequence[int], like: torch.Generator, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.randn(tuple(shape), generator=like, dtype=torch.float64, device="cpu").to(device, dtype)
+
+
+def _randomised(module: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    generator = _generator()
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+        parameter.data.copy_(_randn(parameter.shape, generator, parameter.dtype, parameter.device))
+    return module.to(device=device, dtype=dtype)
+
+
+def _random_inputs(module: Any, operation: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Inputs of the operation: unsorted edges, an isolated node, mixed species."""
+    generator = _generator()
+    draw = lambda *shape: _randn(shape, generator, dtype, device).requires_grad_(True)  # noqa: E731
+    if operation == "linear":
+        columns = tuple(module.weight.shape[:1]) if module.internal_weights and module.weight.dim() > 1 else ()
+        return (draw(ROWS, *columns, module.irreps_in.dim), *_external_linear(module, draw))
+    if operation == "contraction":
+        species, _, channels = module.contractions[0].weights_max.shape
+        picked = torch.randint(species, (ROWS,), generator=generator, device="cpu")
+        hot = torch.nn.functional.one_hot(picked, species).to(device, dtype)
+        return draw(ROWS, channels, module.contractions[0].coupling_irreps.dim), hot
+    rows = EDGES if operation == "convolution" else ROWS
+    weight = () if module.internal_weights else (draw(*(() if module.shared_weights else (rows,)), module.weight_numel),)
+    y = draw(rows, module.irreps_in2.dim)
+    if operation == "convolution":
+        edges = torch.tensor([[0, 1, 2, 3, 0, 1, 2], [2, 0, 2, 1, 0, 2, 0]], device=device)  # nothing reaches node 3
+        weight = weight or (module.weight,)
+        return draw(ROWS, module.irreps_in1.dim), y, *weight, edges
+    if operation == "tensor_product" and _only_scalars(module.irreps_in2):
+        picked = torch.randint(module.irreps_in2.dim, (rows,), generator=generator, device="cpu")
+        y = torch.nn.functional.one_hot(picked, module.irreps_in2.dim).to(device, dtype)
+    return draw(rows, module.irreps_in1.dim), y, *weight
+
+
+def _only_scalars(irreps: Any) -> bool:
+    return irreps.dim > 1 and all(ir.l == 0 for _, ir in irreps)
+
+
+def _external_linear(module: Any, draw: Any) -> tuple[torch.Tensor, ...]:
+    if module.internal_weights:
+        return ()
+    rows = () if module.shared_weights else (ROWS,)
+    return draw(*rows, module.weight_numel), draw(1, module.bias_numel)
+
+
+def _run_stock(module: Any, operation: str, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    if operation == "convolution":
+        x, y, weight, edges = inputs
+        messages = stock_call(module, (x[edges[0]], y, weight), {})
+        return torch.zeros(len(x), messages.shape[1], dtype=x.dtype, device=x.device).index_add(0, edges[1], messages)
+    if operation == "contraction":
+        inputs = inputs[:2]
+    out: torch.Tensor = stock_call(module, inputs, {})
+    return out
+
+
+def _stock(
+    module: Any, operation: str, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    if operation == "tensor_product" and type(module).__name__ == "TensorSquare":
+        inputs = (inputs[0], *inputs[2:])
+    leaves = {f"input {n}": x for n, x in enumerate(inputs) if x.requires_grad}
+    leaves |= {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return _run_stock(module, operation, inputs), leaves
+
+
+def _operands(module: Any, operation: str, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    if operation == "linear":
+        return inputs if len(inputs) == 3 else (inputs[0], module.weight, module.bias)
+    if operation == "contraction":
+        from e3nn_accel.patches.symmetric_contraction import weights_of
+
+        return (*inputs, *(weight for contraction in module.contractions for weight in weights_of(contraction)))
+    if operation == "tensor_product":
+        x, y = inputs[:2]
+        y = x if type(module).__name__ == "TensorSquare" else y
+        return (x, y, inputs[2] if len(inputs) > 2 else module.weight)
+    return inputs
+
+
+def _differences(found: torch.Tensor, expected: torch.Tensor, leaves: dict[str, torch.Tensor], tolerance: float) -> str:
+    finding = _difference("value", found, expected, tolerance)
+    if finding or not leaves or not expected.requires_grad:
+        return finding
+    direction = _randn(expected.shape, _generator(), expected.dtype, expected.device)
+    tensors = list(leaves.values())
+    ours = torch.autograd.grad(found, tensors, direction, allow_unused=True) if found.requires_grad else [None] * len(tensors)
+    stocks = torch.autograd.grad(expected, tensors, direction, allow_unused=True)
+    for name, leaf, a, b in zip(leaves, tensors, ours, stocks, strict=True):
+        a = torch.zeros_like(leaf) if a is None else a
+        b = torch.zeros_like(leaf) if b is None else b
+        finding = finding or _difference(f"gradient of {name}", a, b, tolerance)
+    return finding
+
+
+def _difference(what: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> str:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return f"{what} is {found.dtype} {tuple(found.shape)}, stock {expected.dtype} {tuple(expected.shape)}"
+    if not expected.numel():
+        return ""
+    error = float(torch.linalg.vector_norm((found - expected).detach()))
+    size = float(torch.linalg.vector_norm(expected.detach()))
+    if error <= tolerance * max(size, 1e-30) or (error == 0.0):
+        return ""
+    if not bool(torch.isfinite(expected).all()) and torch.equal(torch.isfinite(found), torch.isfinite(expected)):
+        return ""  # nothing can be said of a result that stock e3nn itself can't represent
+    return f"{what} differs by {error / max(size, 1e-30):.2e} of its norm (tolerance {tolerance:.0e})"

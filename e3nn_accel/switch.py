@@ -1,0 +1,234 @@
+"""On and off: for the whole process, for a block of code, or for one model."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
+
+from e3nn_accel._start._e3nn_accel_boot import when_imported
+from e3nn_accel.config import Config
+from e3nn_accel.errors import AccelError, E3nnAccelWarning, FallbackWarning
+
+if TYPE_CHECKING:
+    import torch
+
+    from e3nn_accel.dispatch import Dispatcher
+    from e3nn_accel.hookspecs import Target
+    from e3nn_accel.interception import Interception
+
+log = logging.getLogger("e3nn_accel")
+log.addHandler(logging.NullHandler())
+Model = TypeVar("Model", bound="torch.nn.Module")
+
+_lock = threading.RLock()
+
+
+class _Active:
+    """What is switched on: the global configuration, single models, and what was changed for them."""
+
+    def __init__(self) -> None:
+        self.config: Config | None = None
+        self.models: WeakKeyDictionary[torch.nn.Module, tuple[Config, str]] = WeakKeyDictionary()
+        self.seen: WeakSet[torch.nn.Module] = WeakSet()
+        self.dispatcher: Dispatcher | None = None
+        self.previous: Dispatcher | None = None
+        self.interception: Interception | None = None
+        self.cancel: list[Callable[[], None]] = []
+        self.at_exit = False
+
+    def settings_of(self, module: torch.nn.Module) -> tuple[Config | None, str]:
+        """The configuration that applies to a module, its model's own before the global one."""
+        return self.models.get(module) or (self.config, "")
+
+
+active = _Active()
+
+
+def enable(**options: Any) -> None:
+    """Accelerate every supported module of this process, built, loaded or yet to come.
+
+    May be called before e3nn is imported; nothing is imported for it. A second call replaces the
+    options of the first.
+
+    Args:
+        **options: Fields of `e3nn_accel.config.Config` that overrule the environment variables, for
+            example ``strict=True``, ``backend="torch"``, ``skip=("Linear",)``.
+
+    Raises:
+        TypeError: An unknown option.
+        ValueError: An option's value that isn't understood.
+    """
+    _switch(Config.from_env().replace(**{**options, "enabled": True}))
+
+
+def disable() -> None:
+    """Put stock e3nn back everywhere, also for models given to `accelerate`."""
+    with _lock:
+        active.config = None
+        active.models.clear()
+        _remove()
+
+
+def is_enabled() -> bool:
+    """Whether modules are accelerated globally."""
+    return active.config is not None
+
+
+@contextlib.contextmanager
+def enabled(**options: Any) -> Iterator[None]:
+    """`enable` for a block of code; afterwards everything is as it was before."""
+    before = active.config
+    enable(**options)
+    try:
+        yield
+    finally:
+        with _lock:
+            if before is not None or active.models:
+                _switch(before)
+            else:
+                disable()
+
+
+def accelerate(model: Model, **options: Any) -> Model:
+    """Accelerate the modules of one model, in place; needs no `enable`.
+
+    Args:
+        model: Any module; its type, parameters and forward stay as they are. Copies and pickles of
+            it are stock unless e3nn_accel is enabled globally.
+        **options: As for `enable`.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        AccelError: In strict mode, where nothing of it is supported.
+    """
+    config = Config.from_env().replace(**{**options, "enabled": True})
+    with _lock:
+        for path, module in model.named_modules():
+            active.models[module] = (config, path)
+        _install()
+    assert active.interception is not None
+    if not any(active.interception.has(cls) for module in model.modules() for cls in type(module).__mro__):
+        reason = f"{type(model).__name__} has no module of a supported class"
+        if config.strict:
+            raise AccelError("nothing to accelerate", [reason])
+        warnings.warn(f"e3nn_accel: nothing to accelerate, {reason}", FallbackWarning, stacklevel=2)
+    return model
+
+
+def _switch(config: Config | None) -> None:
+    with _lock:
+        active.config = config
+        if config is not None:
+            _set_log_level(config)
+            _report_at_exit()
+        _forget_plans()
+        active.cancel.append(when_imported({"e3nn.o3": _install_or_warn}))  # at once where it is imported
+
+
+def _install_or_warn() -> None:
+    config = active.config
+    if config is None and not active.models:
+        return
+    try:
+        _install()
+    except Exception as error:
+        _remove()
+        active.config = None
+        if config is not None and config.strict:
+            raise
+        log.info("enabling failed", exc_info=True)
+        warnings.warn(f"e3nn_accel stays off: {type(error).__name__}: {error}", E3nnAccelWarning, stacklevel=2)
+
+
+def _install() -> None:
+    """Load the plugins and wrap what is imported; the rest is wrapped when its module is imported."""
+    from e3nn_accel.dispatch import Dispatcher
+    from e3nn_accel.interception import Interception
+    from e3nn_accel.patches import mace
+    from e3nn_accel.registry import load
+
+    with _lock:
+        _forget_plans()
+        if active.interception is not None:
+            return
+        registry = load(active.config or Config.from_env())
+        active.dispatcher = Dispatcher(registry, active.settings_of)
+        active.interception = Interception()
+        for target in registry.targets():
+            _wrap_when_imported(target)
+        active.cancel.append(when_imported({mace.MODULE: _fuse_blocks}))
+        log.info("enabled: %s", active.config)
+
+
+def _wrap_when_imported(target: Target) -> None:
+    module_name, class_name = target.path.split(":")
+
+    def wrap() -> None:
+        if active.interception is None or active.dispatcher is None:
+            return
+        cls = getattr(importlib.import_module(module_name), class_name, None)
+        if cls is None:
+            active.dispatcher.registry.problems[target.path] = "there is no such class in the installed version"
+            return
+        active.interception.wrap(cls, active.dispatcher.call_for(cls, target), active.seen.add)
+
+    active.cancel.append(when_imported({module_name: wrap}))
+
+
+def _fuse_blocks() -> None:
+    from e3nn_accel.patches import mace
+
+    if active.interception is None or active.dispatcher is None:
+        return
+    block = getattr(importlib.import_module(mace.MODULE), mace.CLASS, None)
+    if block is None or mace.NAME in block.__dict__:
+        return
+    active.interception.set(block, mace.NAME, mace.fusion_property(active.dispatcher.fusible))
+    unused = [*getattr(block, mace.UNUSED, []), mace.NAME]
+    active.interception.set(block, mace.UNUSED, unused)
+
+
+def _remove() -> None:
+    for cancel in active.cancel:
+        cancel()
+    active.cancel.clear()
+    if active.interception is not None:
+        active.interception.undo()
+    active.previous = active.dispatcher or active.previous
+    active.interception = active.dispatcher = None
+
+
+def _forget_plans() -> None:
+    """New options: every module is planned anew at its next call."""
+    if active.dispatcher is not None:
+        active.dispatcher.runners.clear()
+
+
+def _set_log_level(config: Config) -> None:
+    if config.log is None:
+        return
+    log.setLevel(config.log)
+    if not any(isinstance(h, logging.StreamHandler) for h in log.handlers):
+        log.addHandler(logging.StreamHandler())
+
+
+def _report_at_exit() -> None:
+    if not active.at_exit:
+        active.at_exit = True
+        atexit.register(_finish)
+
+
+def _finish() -> None:
+    if active.config is not None:
+        from e3nn_accel.reporting import at_exit
+
+        at_exit(active.config)

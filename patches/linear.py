@@ -1,0 +1,72 @@
+"""``e3nn.o3.Linear``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from e3nn_accel.descriptor import Descriptor, LinearDescriptor, LinearPath, dim_of, irreps_of
+from e3nn_accel.hookspecs import Call, Target, hookimpl
+from e3nn_accel.patches.arguments import mismatch, wrong_last_dimension
+
+
+def bind(
+    module: Any, features: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
+) -> Call | str:
+    """The operands of ``Linear.forward``, or why stock e3nn takes the call."""
+    external = weight is not None or bias is not None
+    if weight is None:
+        if module.weight_numel > 0 and not module.internal_weights:
+            return "no weights given"
+        weight = module.weight
+    if bias is None:
+        if module.bias_numel > 0 and not module.internal_weights:
+            return "no biases given"
+        bias = module.bias
+    operands = (features, weight, bias)
+    used = [features] + [weight] * (module.weight_numel > 0) + [bias] * (module.bias_numel > 0)
+    reason = mismatch(*used) or wrong_last_dimension("the input", features, module.irreps_in.dim)
+    if not reason and (external or not module.internal_weights or module.weight.dim() > 1):
+        reason = _wrong_weights(module, features, weight, bias)
+    return reason or Call("linear", operands)
+
+
+def _wrong_weights(module: Any, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> str:
+    """Shapes that stock e3nn would reject, or would read otherwise than a plan."""
+    columns = module.weight.shape[:-1] if module.internal_weights and module.weight.dim() > 1 else torch.Size()
+    if columns and (features.dim() < 2 or features.shape[-2] != columns[0]):
+        return f"the input has shape {tuple(features.shape)}, wanted (..., {columns[0]}, {module.irreps_in.dim})"
+    rows = features.shape[: features.dim() - 1 - (len(columns) > 0)].numel()
+    if module.weight_numel > 0:
+        per_row = columns.numel() * module.weight_numel
+        wanted = (per_row,) if module.shared_weights else (per_row, per_row * rows)
+        if weight.shape[-1:] != (module.weight_numel,) or weight.numel() not in wanted:
+            return f"weights of shape {tuple(weight.shape)} for {rows} rows"
+    if module.bias_numel > 0 and bias.numel() != module.bias_numel * (columns[1] if columns else 1):
+        return f"biases of shape {tuple(bias.shape)}"
+    return ""
+
+
+@hookimpl
+def e3nn_accel_targets() -> list[Target]:
+    """Linear alone; subclasses with a forward of their own stay stock."""
+    return [Target("e3nn.o3:Linear", bind, "linear")]
+
+
+@hookimpl
+def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor | None:
+    """Describe a Linear; the number of feature columns is only in the shape of its weight."""
+    from e3nn import o3
+
+    if operation != "linear" or not isinstance(module, o3.Linear):
+        return None
+    m: Any = module
+    columns = tuple(m.weight.shape[:-1]) if m.internal_weights and m.weight.dim() > 1 else (None, None)
+    paths = tuple(LinearPath(i.i_in, i.i_out, tuple(i.path_shape), float(i.path_weight)) for i in m.instructions)
+    d = LinearDescriptor(
+        irreps_of(m.irreps_in), irreps_of(m.irreps_out), paths, columns[0], columns[1],
+        bool(m.shared_weights), bool(m.internal_weights),
+    )  # fmt: skip
+    assert dim_of(d.irreps_in) == m.irreps_in.dim
+    return d

@@ -1,0 +1,72 @@
+"""``mace.modules.symmetric_contraction.SymmetricContraction``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from e3nn_accel.descriptor import ContractionDescriptor, ContractionOutput, Coupling, Descriptor
+from e3nn_accel.hookspecs import Call, Target, hookimpl
+from e3nn_accel.patches.arguments import mismatch
+
+CLASS = "mace.modules.symmetric_contraction:SymmetricContraction"
+
+
+def weights_of(contraction: Any) -> list[torch.Tensor]:
+    """Weights of one output for nu = 1 .. correlation, as MACE stores them.
+
+    MACE keeps the highest degree in ``weights_max`` and the others falling in ``weights``. Its
+    ``weights_*_zeroed`` flags are indexed the other way round and say nothing reliable: a weight
+    that was zeroed is zero.
+    """
+    return [*reversed(list(contraction.weights)), contraction.weights_max]
+
+
+def bind(module: Any, x: Any, y: Any) -> Call | str:
+    """The operands of ``SymmetricContraction.forward``: features, node_attrs and every weight."""
+    weights = [weight for contraction in module.contractions for weight in weights_of(contraction)]
+    reason = mismatch(x, y, *weights) if not any(_is_empty(w) for w in weights) else mismatch(x, y)
+    if reason:
+        return reason
+    if x.dim() != 3 or y.dim() != 2 or x.shape[0] != y.shape[0]:
+        return f"x of shape {tuple(x.shape)} and node_attrs of shape {tuple(y.shape)}, wanted [nodes, ..] of both"
+    channels, species = weights[0].shape[2], weights[0].shape[0]
+    components = module.contractions[0].coupling_irreps.dim
+    if x.shape[1:] != (channels, components) or y.shape[1] != species:
+        return f"x of shape {tuple(x.shape)}, node_attrs of shape {tuple(y.shape)}"
+    return Call("contraction", (x, y, *weights))
+
+
+def _is_empty(weight: torch.Tensor) -> bool:
+    """MACE's EmptyParam, a Parameter subclass for a weight whose path doesn't exist."""
+    return type(weight).__name__ == "EmptyParam"
+
+
+@hookimpl
+def e3nn_accel_targets() -> list[Target]:
+    """MACE's SymmetricContraction; its Contraction children are only ever called by it."""
+    return [Target(CLASS, bind, "contraction", "mace-torch", ">=0.3.6,<0.4")]
+
+
+@hookimpl
+def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor | None:
+    """Describe a contraction by the coupling tensors that its instance carries."""
+    if operation != "contraction":
+        return None
+    from mace.modules.symmetric_contraction import SymmetricContraction
+
+    if not isinstance(module, SymmetricContraction):
+        return None
+    m: Any = module
+    outputs = []
+    for contraction in m.contractions:
+        couplings = []
+        for nu in range(1, contraction.correlation + 1):
+            u = getattr(contraction, f"U_matrix_{nu}").detach().cpu()
+            u = u.unsqueeze(0) if u.dim() == nu + 1 else u  # a scalar output lacks the axis of components
+            couplings.append(Coupling.of(u.numpy()))
+        outputs.append(ContractionOutput((couplings[0].shape[0] - 1) // 2, tuple(couplings)))
+    weight = m.contractions[0].weights_max
+    components = m.contractions[0].coupling_irreps.dim
+    return ContractionDescriptor(weight.shape[2], components, weight.shape[0], tuple(outputs))
