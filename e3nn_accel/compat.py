@@ -24,8 +24,11 @@ def functorch_active() -> bool:
 
 def symbolically_tracing() -> bool:
     """Whether torch.fx is tracing (torch.fx.symbolic_trace calls modules with proxies)."""
-    fx = sys.modules.get("torch.fx._symbolic_trace")
-    return fx is not None and bool(fx.is_fx_tracing())
+    fx: Any = sys.modules.get("torch.fx._symbolic_trace")
+    if fx is None:
+        return False
+    tracing = getattr(fx, "is_fx_symbolic_tracing", None) or fx.is_fx_tracing  # the old name warns on new torch
+    return bool(tracing())
 
 
 def compiling() -> bool:

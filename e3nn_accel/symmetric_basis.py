@@ -20,6 +20,8 @@ from e3nn_accel.descriptor import Coupling
 
 ROUNDINGS = 8
 """Roundings that the sums of products behind a coupling coefficient may have gathered."""
+FLOOR = 2e-14
+"""What e3nn's own 3j symbols are good to; below it, float64 paths would seem independent by noise alone."""
 
 Monomial = tuple[int, ...]
 """Indices of the features in it, ascending."""
@@ -53,14 +55,16 @@ def symmetric_basis(coupling: Coupling, epsilon: float) -> SymmetricBasis:
     Returns:
         A basis that spans every path to within a few ``epsilon`` of the largest coefficient.
     """
-    monomials, table = _polynomials(coupling, ROUNDINGS * epsilon)
+    negligible = max(ROUNDINGS * epsilon, FLOOR)
+    monomials, table = _polynomials(coupling, negligible)
     if not monomials:
         return SymmetricBasis((), np.zeros((0, coupling.shape[0], 0)), np.zeros((coupling.shape[-1], 0)))
     paths = len(table)
     rows = table.reshape(paths, -1)
-    tolerance = ROUNDINGS * epsilon * np.abs(rows).max()
-    kept = _independent_rows(rows, tolerance)
-    projection = np.linalg.lstsq(rows[kept].T, rows.T, rcond=None)[0].T
+    tolerance = negligible * np.abs(rows).max()
+    kept, directions = _independent_rows(rows, tolerance)
+    coordinates = rows @ directions.T
+    projection = np.linalg.solve(coordinates[kept].T, coordinates.T).T
     projection[kept] = np.eye(len(kept))
     return SymmetricBasis(monomials, table[kept], projection)
 
@@ -81,8 +85,11 @@ def _polynomials(coupling: Coupling, negligible: float) -> tuple[tuple[Monomial,
     return monomials, table
 
 
-def _independent_rows(rows: NDArray[np.float64], tolerance: float) -> list[int]:
-    """Rows that span all, sparse ones first; what is left of the others is below the tolerance."""
+def _independent_rows(rows: NDArray[np.float64], tolerance: float) -> tuple[list[int], NDArray[np.float64]]:
+    """Rows that span all, sparse ones first, and orthonormal directions of what they span.
+
+    What is left of the other rows outside that span is below the tolerance.
+    """
     order = np.argsort((np.abs(rows) > tolerance).sum(1), kind="stable")
     kept: list[int] = []
     directions = np.zeros((0, rows.shape[1]))
@@ -93,4 +100,4 @@ def _independent_rows(rows: NDArray[np.float64], tolerance: float) -> list[int]:
         if np.abs(rest).max() > tolerance:
             kept.append(n)
             directions = np.vstack([directions, rest / np.linalg.norm(rest)])
-    return sorted(kept)
+    return sorted(kept), directions

@@ -52,7 +52,8 @@ def test_enables_the_real_thing(hooked, tmp_path):
     script.write_text(
         "from e3nn.o3 import Linear\n"
         "import e3nn_accel, torch\n"
-        "Linear('2x0e', '2x0e')(torch.ones(3, 2))\n"
+        "linear = Linear('2x0e', '2x0e')\n"
+        "linear(torch.ones(3, 2))\n"
         "print(e3nn_accel.is_enabled(), type(Linear).__name__, e3nn_accel.report())\n"
     )
     off = hooked.run(script).stdout

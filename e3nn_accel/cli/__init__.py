@@ -11,6 +11,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from e3nn_accel._version import __version__
 
@@ -126,5 +127,5 @@ def _describe_commands() -> str:
 
 
 def _prog() -> str:
-    is_module = sys.argv[0].endswith("__main__.py")
+    is_module = Path(sys.argv[0]).parts[-2:] == ("e3nn_accel", "__main__.py")
     return "python -m e3nn_accel" if is_module else "e3nn-accel"

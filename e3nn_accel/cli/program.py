@@ -16,7 +16,7 @@ import sys
 import types
 import zipfile
 from collections.abc import MutableMapping
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import BuiltinImporter, SourceFileLoader
 from typing import Any
 
 import e3nn_accel
@@ -78,11 +78,11 @@ def _run_path(path: str, arguments: list[str]) -> None:
         # A folder or an archive with a __main__.py: python puts it first on sys.path in any case.
         if not getattr(sys.flags, "safe_path", False):
             sys.path.pop(0)
-        sys.path.insert(0, path)
+        sys.path.insert(0, _as_python_shows(path))
         _run_as_main("__main__", alter_argv=False)
         return
     _set_first_path(os.path.dirname(os.path.realpath(path)))
-    full = os.path.abspath(path)
+    full = _as_python_shows(path)
     with io.open_code(full) as file:
         source = file.read()
     main = _new_main(__file__=full, __cached__=None, __loader__=SourceFileLoader("__main__", full))
@@ -98,7 +98,8 @@ def _run_module(name: str, arguments: list[str]) -> None:
 def _run_code(code: str, arguments: list[str]) -> None:
     sys.argv[:] = ["-c", *arguments]
     _set_first_path("")
-    exec(compile(code, "<string>", "exec", dont_inherit=True), _new_main())
+    main = _new_main(__loader__=BuiltinImporter)
+    exec(compile(code, "<string>", "exec", dont_inherit=True), main)
 
 
 def _run_as_main(name: str, *, alter_argv: bool) -> None:
@@ -110,6 +111,8 @@ def _run_as_main(name: str, *, alter_argv: bool) -> None:
 def _new_main(**attributes: Any) -> dict[str, Any]:
     """Install a fresh `__main__`; its namespace."""
     main = types.ModuleType("__main__")
+    if "__annotations__" in vars(sys.modules["__main__"]):  # depends on the version of Python
+        attributes["__annotations__"] = {}
     vars(main).update(__builtins__=sys.modules["builtins"], **attributes)
     sys.modules["__main__"] = main
     return vars(main)
@@ -119,6 +122,10 @@ def _set_first_path(folder: str) -> None:
     # With -P or PYTHONSAFEPATH python has put nothing there, and neither do we.
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = folder
+
+
+def _as_python_shows(path: str) -> str:
+    return os.path.join(os.getcwd(), path)  # absolute, not normalised
 
 
 def _print_report(pid: int) -> None:

@@ -20,12 +20,11 @@ HELP = "run a command, its child processes too, with E3NN_ACCEL=1"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options and the command."""
+    parser.usage = "%(prog)s [-h] [--strict] -- command ..."
     parser.add_argument(
         "--strict", action="store_true", help="raise where a module would fall back to stock e3nn"
     )
-    parser.add_argument(
-        "command", nargs=argparse.REMAINDER, metavar="-- command ...", help="what to run"
-    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run, and its arguments")
 
 
 def run(args: argparse.Namespace) -> int:
