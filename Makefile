@@ -20,7 +20,7 @@ CPU_BUILDS  := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= $$(test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && \
 	$(PYTHON) -c "import urllib.request as r; r.urlopen('$(CPU_BUILDS)/torch/', timeout=5)" \
 	2>/dev/null && echo "--extra-index-url $(CPU_BUILDS)")
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 # One thread a worker: more would only fight for the same cores.
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -n $(WORKERS) \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from e3nn_accel.backends.cuda import CudaBackend
 from e3nn_accel.backends.torch import TorchBackend
 from e3nn_accel.hookspecs import HealthCheck, hookimpl
 from e3nn_accel.patches import linear, symmetric_contraction, tensor_product
@@ -15,6 +16,13 @@ class _TorchPlugin:
     def e3nn_accel_backends(self) -> Iterable[Backend]:
         """The torch backend."""
         return [TorchBackend()]
+
+
+class _CudaPlugin:
+    @hookimpl
+    def e3nn_accel_backends(self) -> Iterable[Backend]:
+        """The cuda backend; it says itself whether there is a GPU."""
+        return [CudaBackend()]
 
 
 class _HealthPlugin:
@@ -31,5 +39,6 @@ PLUGINS: dict[str, object] = {
     "tensor_product": tensor_product,
     "symmetric_contraction": symmetric_contraction,
     "torch": _TorchPlugin(),
+    "cuda": _CudaPlugin(),
     "health": _HealthPlugin(),
 }

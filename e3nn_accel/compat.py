@@ -7,6 +7,12 @@ import sys
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
+
+StopRecomputation: type[Exception] = getattr(
+    torch.utils.checkpoint, "_StopRecomputationError", type("StopRecomputation", (Exception,), {})
+)
+"""How torch.utils.checkpoint ends a recomputation early, from within an operation: no failure."""
 
 
 def version_of(distribution: str) -> str | None:
@@ -58,6 +64,13 @@ def module_hooks(module: torch.nn.Module) -> bool:
     )
 
 
+def original_forward(cls: type[torch.nn.Module]) -> Any:
+    """The forward that the class was written with, or None where another was put in its place."""
+    defining = next(base for base in cls.__mro__ if "forward" in base.__dict__)
+    written_in = getattr(cls.forward, "__globals__", {}).get("__name__")
+    return cls.forward if written_in == defining.__module__ else None
+
+
 def version_counter(tensor: torch.Tensor) -> int | None:
     """How often the tensor was written in place, or None where torch doesn't count (inference tensors)."""
     return None if tensor.is_inference() else int(tensor._version)
@@ -80,4 +93,22 @@ def wigner_3j(l1: int, l2: int, l3: int) -> torch.Tensor:
     """e3nn's own coefficients, float64: signs differ between e3nn versions, so never shipped."""
     from e3nn import o3
 
-    return o3.wigner_3j(l1, l2, l3, dtype=torch.float64)
+    coefficients: torch.Tensor = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)
+    return coefficients
+
+
+def gradient_wanted(ctx: Any, index: int) -> bool:
+    """Whether this backward pass asks for the gradient of input ``index`` of a custom operation.
+
+    ``ctx.needs_input_grad`` is true for every input that requires a gradient, also where
+    ``autograd.grad`` asks for others alone; the engine knows which of the next functions will run.
+    """
+    if not ctx.needs_input_grad[index]:
+        return False
+    function = ctx.next_functions[index][0]
+    if function is None:
+        return False
+    try:
+        return bool(torch._C._will_engine_execute_node(function))
+    except RuntimeError:  # the engine refuses to say for a leaf that autograd.grad captures: it is wanted
+        return True

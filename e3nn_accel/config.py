@@ -40,6 +40,13 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("E3NN_ACCEL_ONLY", "globs, comma-separated", "unset", "accelerate these classes or module paths alone"),
     Variable("E3NN_ACCEL_PLUGINS", "-name, comma-separated", "unset", "plugins that are not loaded"),
     Variable("E3NN_ACCEL_SELF_CHECK", "0, 1", "1", "compare each plan with stock e3nn at its first use"),
+    Variable(
+        "E3NN_ACCEL_CACHE_DIR",
+        "a folder",
+        "unset",
+        "where compiled kernels are kept, rather than in the user's cache folder",
+    ),
+    Variable("E3NN_ACCEL_DUMP", "a folder", "unset", "write source and resources of every kernel in use"),
 )
 
 
@@ -59,6 +66,8 @@ class Config:
         only: If not empty, globs of the classes and module paths that may be accelerated.
         blocked_plugins: Names of plugins that are not loaded.
         self_check: Compare each plan with stock e3nn at its first use.
+        cache_dir: Where compiled kernels are kept; None: the user's cache folder.
+        dump: A folder for the source and the resources of every kernel that is used, or None.
         sources: For each field that the environment set, the variable it came from.
     """
 
@@ -73,6 +82,8 @@ class Config:
     only: tuple[str, ...] = ()
     blocked_plugins: tuple[str, ...] = ()
     self_check: bool = True
+    cache_dir: str | None = None
+    dump: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def replace(self, **options: Any) -> Config:
@@ -86,6 +97,10 @@ class Config:
         for name in options:
             if name not in names:
                 raise TypeError(f"e3nn_accel has no option {name!r}{_nearest(name, names)}")
+        for name in ("skip", "only", "blocked_plugins"):
+            if name in options:
+                given = options[name]
+                options[name] = (given,) if isinstance(given, str) else tuple(given)
         changed = dataclasses.replace(self, **options)
         if changed.log is not None and changed.log not in get_args(LogLevel):
             raise ValueError(f"log must be one of {get_args(LogLevel)}, got {changed.log!r}")
@@ -161,6 +176,8 @@ _READERS: dict[str, tuple[str, Any]] = {
     "only": ("E3NN_ACCEL_ONLY", _globs),
     "blocked_plugins": ("E3NN_ACCEL_PLUGINS", _blocked),
     "self_check": ("E3NN_ACCEL_SELF_CHECK", _flag),
+    "cache_dir": ("E3NN_ACCEL_CACHE_DIR", str),
+    "dump": ("E3NN_ACCEL_DUMP", str),
 }
 
 

@@ -86,7 +86,7 @@ class Dispatcher:
 
     def call_for(self, cls: type[torch.nn.Module], target: Target) -> Callable[..., Any]:
         """The ``__call__`` to put on ``cls``, the class of ``target``."""
-        stock_forward = cls.forward
+        stock_forward = compat.original_forward(cls)
         self.targets[cls] = (target, stock_forward)
 
         def __call__(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
@@ -131,7 +131,7 @@ class Dispatcher:
         if outcome is None:
             outcome = self.plan(module, runner, call)
         if outcome.plan is None:
-            if runner.config.strict:
+            if runner.config.strict or runner.config.backend != "auto":
                 raise AccelError(f"{type(module).__name__} {runner.path} can't be accelerated", [outcome.reason])
             return self.stock(module, runner, outcome.reason, args, kwargs, call.operation)
         return self.run(module, runner, outcome, call, args, kwargs)
@@ -152,7 +152,7 @@ class Dispatcher:
         try:
             out = plan.run(*call.operands)
         except Exception as error:
-            if config.strict:
+            if config.strict or isinstance(error, compat.StopRecomputation):
                 raise
             result = self.stock(module, runner, f"{type(error).__name__} in the plan", args, kwargs, call.operation)
             self.give_up(outcome, f"failed where stock e3nn succeeds: {type(error).__name__}: {error}")
@@ -174,6 +174,7 @@ class Dispatcher:
         """Stock e3nn, counted with its reason; a fused convolution is taken apart first."""
         edge_index = args[3] if len(args) == 4 else kwargs.get("edge_index")
         if edge_index is not None and hasattr(module, "irreps_in1"):
+            runner.count("convolution", "unfused", reason)
             return unfused(module, *args[:3], **_without_edges(kwargs, edge_index))
         runner.count(operation, "e3nn", reason)
         return stock_call(module, args, kwargs)
@@ -197,14 +198,29 @@ class Dispatcher:
             return Outcome(None, None, [descriptor])
         key = (descriptor, dtype, device, runner.config)
         if key not in self.outcomes:
-            plan, refusals = self.registry.plan(descriptor, PlanContext(dtype, device, runner.config))
-            outcome = self.outcomes[key] = Outcome(descriptor, plan, refusals)
-            if plan is not None and runner.config.self_check:
-                finding = selfcheck.compare(plan, module, operation, dtype, device)
-                if finding:
-                    self.registry.event(Event("self-check failed", str(descriptor), finding))
-                    self.give_up(outcome, f"self-check: {finding}", warn=not finding.startswith(selfcheck.SKIPPED))
+            self.outcomes[key] = self.checked(module, operation, descriptor, PlanContext(dtype, device, runner.config))
         return self.outcomes[key]
+
+    def checked(
+        self, module: torch.nn.Module, operation: str, descriptor: Descriptor, context: PlanContext
+    ) -> Outcome:
+        """The best plan that agrees with stock e3nn; one that doesn't makes way for the next backend's."""
+        outcome = Outcome(descriptor, None)
+        failed: set[str] = set()
+        while True:
+            outcome.plan, refusals = self.registry.plan(descriptor, context, failed)
+            outcome.refusals += [refusal for refusal in refusals if refusal not in outcome.refusals]
+            if outcome.plan is None or not context.config.self_check:
+                return outcome
+            finding = selfcheck.compare(outcome.plan, module, operation, context.dtype, context.device)
+            if not finding:
+                return outcome
+            skipped = finding.startswith(selfcheck.SKIPPED)
+            failed.add(outcome.plan.backend)
+            self.registry.event(Event("self-check failed", str(descriptor), finding))
+            self.give_up(outcome, f"self-check: {finding}", warn=not skipped)
+            if skipped or context.config.strict:
+                return outcome
 
     def give_up(self, outcome: Outcome, reason: str, warn: bool = True) -> None:
         """Leave a plan for good, saying so once."""
@@ -213,7 +229,7 @@ class Dispatcher:
         outcome.refusals.append(Refusal(backend, reason))
         if warn:
             warnings.warn(
-                f"e3nn_accel gives up a plan, stock e3nn takes over: {outcome.descriptor}: {reason}",
+                f"e3nn_accel gives up a plan of backend {backend}: {outcome.descriptor}: {reason}",
                 FallbackWarning,
                 stacklevel=5,
             )
@@ -296,7 +312,7 @@ def unfused(
 ) -> torch.Tensor:
     """Gather, product and scatter one after the other, as an interaction block does itself."""
     sender, receiver = edge_index[0], edge_index[1]
-    messages = module(node_feats[sender], edge_attrs, weight)
+    messages: torch.Tensor = module(node_feats[sender], edge_attrs, weight)
     out = messages.new_zeros((node_feats.shape[0], messages.shape[1]))
     return out.scatter_add(0, receiver.unsqueeze(1).expand_as(messages), messages)
 
@@ -311,7 +327,10 @@ def _left_out(config: Config, cls: type, path: str) -> str:
     from fnmatch import fnmatchcase
 
     names = [cls.__name__, f"{cls.__module__}.{cls.__qualname__}", *([path] if path else [])]
-    matches = lambda globs: any(fnmatchcase(name, glob) for name in names for glob in globs)  # noqa: E731
+
+    def matches(globs: tuple[str, ...]) -> bool:
+        return any(fnmatchcase(name, glob) for name in names for glob in globs)
+
     if matches(config.skip):
         return "left out by E3NN_ACCEL_SKIP or skip="
     if config.only and not matches(config.only):

@@ -1,8 +1,9 @@
 """Edges grouped by receiver, and nodes by species: found once, shared by the layers of one call.
 
 A grouping belongs to the content of an index tensor. It is looked up by the tensor object and its
-version counter, and the content is compared with a private copy before it is used again: a numpy
-array may share the tensor's memory and change it unseen.
+version counter, and on the CPU the content is compared with a private copy before it is used again:
+a numpy array may share the tensor's memory and change it unseen. On a GPU that comparison would wait
+for the device, and the version counter alone decides.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Blocks:
         width: Slots a block.
         source: [blocks * width], the edge in each slot; the number of edges marks an empty slot.
         slot: [edges], the slot of each edge.
-        sender: [blocks * width], the sender of each slot's edge; 0 in empty slots.
+        sender: [blocks * width], the sender of each slot's edge; in empty slots that of the block's
+            first edge, so that what isn't finite there reaches no receiver that it doesn't reach anyway.
         receiver: [blocks], the receiver of each block.
     """
 
@@ -65,6 +67,29 @@ class Blocks:
     slot: torch.Tensor
     sender: torch.Tensor
     receiver: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Edges in compressed rows of their receivers and of their senders, for kernels.
+
+    Built on the device without waiting for it. Indices are int32: a tensor of edges has fewer than
+    2^31 rows, offsets into it are computed in 64 bits.
+
+    Attributes:
+        nodes: Number of nodes.
+        senders: [edges], the sender of each edge.
+        by_receiver: [edges], edges in the order of their receivers, stable.
+        first_of_receiver: [nodes + 1], where each receiver's edges start in it.
+        by_sender, first_of_sender: The same for senders.
+    """
+
+    nodes: int
+    senders: torch.Tensor
+    by_receiver: torch.Tensor
+    first_of_receiver: torch.Tensor
+    by_sender: torch.Tensor
+    first_of_sender: torch.Tensor
 
 
 def species_of(attrs: torch.Tensor) -> Species | None:
@@ -76,9 +101,23 @@ def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
     """Group the edges of ``edge_index`` [2, edges] (senders, receivers) by receiver.
 
     Raises:
-        IndexError: A receiver or sender that isn't one of the ``nodes``.
+        IndexError: A receiver or sender that isn't one of the ``nodes`` (senders may count from the end).
     """
     return _shared(edge_index, f"blocks {nodes}", lambda index: _find_blocks(index, nodes))
+
+
+def neighbours_of(edge_index: torch.Tensor, nodes: int) -> Neighbours:
+    """Both orders of the edges of ``edge_index`` [2, edges] (senders, receivers)."""
+    return _shared(edge_index, f"neighbours {nodes}", lambda index: _find_neighbours(index, nodes))
+
+
+def _find_neighbours(edge_index: torch.Tensor, nodes: int) -> Neighbours:
+    starts = torch.arange(nodes + 1, device=edge_index.device)
+    rows = []
+    for ends in (edge_index[1], edge_index[0]):
+        ordered, order = torch.sort(ends, stable=True)
+        rows += [order.int(), torch.searchsorted(ordered, starts).int()]
+    return Neighbours(nodes, edge_index[0].int(), *rows)
 
 
 def _find_species(attrs: torch.Tensor) -> Species | None:
@@ -103,8 +142,9 @@ def _find_species(attrs: torch.Tensor) -> Species | None:
 def _find_blocks(edge_index: torch.Tensor, nodes: int) -> Blocks:
     senders, receivers = edge_index[0], edge_index[1]
     edges, device = len(receivers), receivers.device
-    if edges and (int(edge_index.min()) < 0 or int(edge_index.max()) >= nodes):
+    if edges and (int(receivers.min()) < 0 or int(senders.min()) < -nodes or int(edge_index.max()) >= nodes):
         raise IndexError(f"edge_index must lie in [0, {nodes}), got {int(edge_index.min())} to {int(edge_index.max())}")
+    senders = torch.where(senders < 0, senders + nodes, senders)  # indexing counts these from the end
     order = torch.argsort(receivers, stable=True)
     degree = torch.bincount(receivers, minlength=nodes)
     width = _width(edges / max(int((degree > 0).sum()), 1))
@@ -115,8 +155,9 @@ def _find_blocks(edge_index: torch.Tensor, nodes: int) -> Blocks:
     slots = torch.arange(edges, device=device) + (first_slot - first_edge)[by_receiver]
     source = torch.full((int(blocks.sum()) * width,), edges, dtype=torch.int64, device=device)
     source[slots] = order
-    sender = torch.zeros_like(source)
-    sender[slots] = senders[order]
+    edge = source.view(-1, width)
+    edge = torch.where(edge < edges, edge, edge[:, :1])
+    sender = senders[edge.flatten()]
     slot = torch.empty(edges, dtype=torch.int64, device=device)
     slot[order] = slots
     return Blocks(width, source, slot, sender, torch.repeat_interleave(torch.arange(nodes, device=device), blocks))
@@ -137,13 +178,13 @@ def _shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Grou
     version = version_counter(tensor)
     if version is None:
         return find(tensor)
-    kept: dict[str, tuple[int, torch.Tensor, Any]] = _cache.setdefault(tensor, {})
+    kept: dict[str, tuple[int, torch.Tensor | None, Any]] = _cache.setdefault(tensor, {})
     found = kept.get(kind)
-    if found is not None and found[0] == version and torch.equal(found[1], tensor):
+    if found is not None and found[0] == version and (found[1] is None or torch.equal(found[1], tensor)):
         grouping: Grouping = found[2]
         return grouping
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # a later call may want gradients
         plain = tensor.detach()
         grouping = find(plain)
-        kept[kind] = (version, plain.clone(), grouping)
+        kept[kind] = (version, None if plain.is_cuda else plain.clone(), grouping)
     return grouping

@@ -114,7 +114,7 @@ def e3nn_accel_targets() -> Iterable[Target]:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor | None:  # type: ignore[empty-body]
+def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor | None:
     """Say what ``module`` computes when called as ``operation``, or None for modules of other plugins.
 
     Example:
@@ -152,7 +152,7 @@ def e3nn_accel_backends() -> Iterable[Backend]:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def e3nn_accel_kernel_source(plan: Plan) -> KernelSource | None:  # type: ignore[empty-body]
+def e3nn_accel_kernel_source(plan: Plan) -> KernelSource | None:
     """Replace the CUDA source of a plan, or None to leave it.
 
     Example:

@@ -48,8 +48,9 @@ class Interception:
 
     def set(self, cls: type, name: str, value: Any) -> None:
         """Put ``value`` on the class, remembering what its own ``__dict__`` had."""
-        self.changed.append((cls, name, cls.__dict__.get(name, _ABSENT)))
+        before = cls.__dict__.get(name, _ABSENT)
         setattr(cls, name, value)
+        self.changed.append((cls, name, before))
 
     def wrap(
         self,
@@ -69,10 +70,11 @@ class Interception:
         """Whether this class is wrapped."""
         return any(changed is cls for changed, _, _ in self.changed)
 
-    def undo(self) -> None:
-        """Put everything back, last change first."""
-        while self.changed:
-            cls, name, before = self.changed.pop()
+    def undo(self, only: type | None = None) -> None:
+        """Put everything back, or one class, last change first."""
+        undone = [change for change in self.changed if only in (None, change[0])]
+        self.changed = [change for change in self.changed if only not in (None, change[0])]
+        for cls, name, before in reversed(undone):
             if before is _ABSENT:
                 delattr(cls, name)
             else:
@@ -87,6 +89,7 @@ def _then(cls: type, name: str, seen: Callable[[torch.nn.Module], None]) -> Call
     @functools.wraps(method)
     def wrapper(self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         method(self, *args, **kwargs)
-        seen(self)
+        if not suspended():  # the self-check copies modules for itself
+            seen(self)
 
     return wrapper

@@ -90,7 +90,8 @@ def expand_weights(reduced: torch.Tensor, projection: torch.Tensor) -> torch.Ten
     The original basis is redundant; of all solutions this is the one of least norm (pseudo-inverse).
     `reduce_weights` of the result gives ``reduced`` back.
     """
-    return torch.linalg.pinv(projection).mT @ reduced
+    expanded: torch.Tensor = torch.linalg.pinv(projection).mT @ reduced
+    return expanded
 
 
 def flat_rows(x: torch.Tensor, leading: torch.Size, dim: int) -> torch.Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
+
+if TYPE_CHECKING:
+    from e3nn_accel.compile import KernelProgram
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Plan:
             linear (x, weight, bias); tensor product (x, y, weight);
             convolution (node_feats, edge_attrs, weight, edge_index);
             contraction (x, node_attrs, W_1, .., W_corr of the first output, W_1, .. of the second, ..).
+        programs: The CUDA programs that `run` launches; known without a device, compiled by the first run.
     """
 
     backend: str
     descriptor: Descriptor
     strategy: str
     run: Callable[..., torch.Tensor] = field(compare=False, repr=False)
+    programs: tuple[KernelProgram, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,9 @@ class Backend(Protocol):
     Attributes:
         name: Short and unique; what ``backend=`` and E3NN_ACCEL_BACKEND name.
         priority: Among the backends that can plan, the highest is taken.
+
+    A backend with an attribute ``device_type`` ("cuda", say) is asked for tensors on such devices
+    alone, and not even whether it is available otherwise.
     """
 
     name: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import pluggy
 import torch
@@ -31,7 +32,8 @@ class Registry:
     manager: pluggy.PluginManager
     problems: dict[str, str] = field(default_factory=dict)
     blocked: tuple[str, ...] = ()
-    _backends: list[tuple[Backend, Availability]] | None = None
+    _backends: list[Backend] | None = None
+    _available: dict[str, Availability] = field(default_factory=dict)
 
     def plugins(self) -> list[str]:
         """Names of the plugins in use."""
@@ -40,38 +42,51 @@ class Registry:
     def targets(self) -> list[Target]:
         """Classes to intercept; of two for the same class the plugin's wins over the built-in."""
         found: dict[str, Target] = {}
-        for target in self._each("e3nn_accel_targets"):
+        for target in self._each("e3nn_accel_targets", _is_target):
             found.setdefault(target.path, target)
         return list(found.values())
 
     def describe(self, module: torch.nn.Module, operation: str) -> Descriptor | Refusal:
         """What ``module`` computes as ``operation``; a plugin that raises is a refusal with its error."""
-        try:
-            answer: Descriptor | None = self.manager.hook.e3nn_accel_describe(module=module, operation=operation)
-        except Exception as error:
-            log.debug("describing %s failed", type(module).__name__, exc_info=True)
-            return Refusal("describe", f"{type(error).__name__}: {error}")
-        if answer is None:
-            return Refusal("describe", f"no plugin describes {type(module).__name__} as {operation}")
-        return answer
+        answer, errors = self._first(
+            "e3nn_accel_describe", _is_hashable, module=module, operation=operation
+        )
+        if answer is not None:
+            return cast(Descriptor, answer)
+        if errors:
+            return Refusal("describe", "; ".join(errors))
+        return Refusal("describe", f"no plugin describes {type(module).__name__} as {operation}")
 
     def backends(self) -> list[tuple[Backend, Availability]]:
-        """Backends by falling priority, each asked once whether it is available."""
+        """Backends by falling priority, with whether they can run here."""
+        return [(backend, self.available(backend)) for backend in self._by_priority()]
+
+    def available(self, backend: Backend) -> Availability:
+        """Whether a backend can run here; asked once, and not before it is needed."""
+        if backend.name not in self._available:
+            self._available[backend.name] = _available(backend)
+        return self._available[backend.name]
+
+    def _by_priority(self) -> list[Backend]:
         if self._backends is None:
-            found = sorted(self._each("e3nn_accel_backends"), key=lambda backend: -backend.priority)
-            self._backends = [(backend, _available(backend)) for backend in found]
+            found = self._each("e3nn_accel_backends", _is_backend)
+            self._backends = sorted(found, key=lambda backend: -backend.priority)
         return self._backends
 
-    def plan(self, descriptor: Descriptor, context: PlanContext) -> tuple[Plan | None, list[Refusal]]:
-        """The best plan, and every refusal on the way to it."""
+    def plan(
+        self, descriptor: Descriptor, context: PlanContext, without: Collection[str] = ()
+    ) -> tuple[Plan | None, list[Refusal]]:
+        """The best plan, and every refusal on the way to it; backends named in ``without`` aren't asked."""
         refusals: list[Refusal] = []
         wanted = context.config.backend
-        candidates = [(b, a) for b, a in self.backends() if wanted in ("auto", b.name)]
+        candidates = [b for b in self._by_priority() if wanted in ("auto", b.name)]
         if not candidates:
-            names = ", ".join(b.name for b, _ in self.backends()) or "none"
+            names = ", ".join(b.name for b in self._by_priority()) or "none"
             return None, [Refusal(wanted, f"there is no such backend (there are: {names})")]
-        for backend, availability in candidates:
-            answer = _ask(backend, descriptor, context) if availability.ok else Refusal(backend.name, availability.reason)
+        for backend in candidates:
+            if backend.name in without:
+                continue
+            answer = self._ask(backend, descriptor, context)
             if isinstance(answer, Plan):
                 self.event(Event("planned", str(descriptor), f"{answer.backend}: {answer.strategy}"))
                 return answer, refusals
@@ -79,34 +94,78 @@ class Registry:
         self.event(Event("refused", str(descriptor), "; ".join(map(str, refusals))))
         return None, refusals
 
+    def _ask(self, backend: Backend, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
+        """A backend's answer; one of another kind of device isn't even asked whether it is available."""
+        device_type = getattr(backend, "device_type", None)
+        if device_type not in (None, context.device.type):
+            return Refusal(backend.name, f"plans for {device_type}, the tensors are on {context.device.type}")
+        availability = self.available(backend)
+        return _ask(backend, descriptor, context) if availability.ok else Refusal(backend.name, availability.reason)
+
     def kernel_source(self, plan: Plan) -> KernelSource | None:
         """The source a plugin puts in place of a plan's own."""
-        source: KernelSource | None = self.manager.hook.e3nn_accel_kernel_source(plan=plan)
-        return source
+        answer, _ = self._first("e3nn_accel_kernel_source", _is_kernel_source, plan=plan)
+        return cast("KernelSource | None", answer)
 
     def health_checks(self) -> list[HealthCheck]:
         """Every plugin's lines of ``doctor``."""
-        return list(self._each("e3nn_accel_health_checks"))
+        return self._each("e3nn_accel_health_checks", _is_health_check)
 
     def event(self, event: Event) -> None:
         """Tell every plugin; one that raises is remembered and ignored."""
         log.info("%s: %s %s", event.kind, event.subject, event.detail)
-        self._each("e3nn_accel_event", event=event)
+        for _ in self._ask_all("e3nn_accel_event", {"event": event}):
+            pass
 
-    def _each(self, hook: str, **arguments: object) -> list:  # type: ignore[type-arg]
-        """Call every implementation on its own, so that one that raises spoils nothing for the rest."""
-        results: list[object] = []
+    def _each(self, hook: str, fits: Callable[[Any], bool]) -> list[Any]:
+        """The answers of every plugin; those that don't fit are remembered and left out."""
+        results: list[Any] = []
+        for name, answer, _ in self._ask_all(hook, {}, list):
+            for item in answer:
+                if fits(item):
+                    results.append(item)
+                else:
+                    self.problems[name] = f"{hook}: unusable answer {item!r}"
+        return results
+
+    def _first(
+        self, hook: str, fits: Callable[[Any], bool], **arguments: object
+    ) -> tuple[object, list[str]]:
+        """The first answer that isn't None, and what went wrong with the plugins asked before."""
+        errors: list[str] = []
+        for name, answer, error in self._ask_all(hook, arguments):
+            if answer is not None and fits(answer):
+                return answer, errors
+            if answer is not None:
+                error = f"unusable answer {answer!r}"
+                self.problems[name] = f"{hook}: {error}"
+            errors += [error] if error else []
+        return None, errors
+
+    def _ask_all(
+        self, hook: str, arguments: Mapping[str, object], finish: Callable[[Any], Any] | None = None
+    ) -> Iterator[tuple[str, Any, str]]:
+        """Call every implementation on its own, so that one that raises spoils nothing for others.
+
+        Yields:
+            The plugin's name, its answer (after ``finish``, which an exception makes empty), and
+            what it raised; the last one registered comes first.
+        """
         # pluggy keeps implementations in reverse order of calling
         for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            name, error = implementation.plugin_name, ""
+            if implementation.hookwrapper or implementation.wrapper:
+                self.problems[name] = f"{hook}: hook wrappers are not called"
+                continue
+            answer: Any = finish(()) if finish else None
             try:
-                wanted = {name: arguments[name] for name in implementation.argnames}
-                answer = implementation.function(**wanted)
-                if isinstance(answer, Iterable):
-                    results.extend(answer)
-            except Exception as error:
-                self.problems[implementation.plugin_name] = f"{hook}: {type(error).__name__}: {error}"
-                log.info("plugin %s failed in %s", implementation.plugin_name, hook, exc_info=True)
-        return results
+                found = implementation.function(*map(arguments.__getitem__, implementation.argnames))
+                answer = finish(found) if finish else found
+            except Exception as raised:
+                error = f"{type(raised).__name__}: {raised}"
+                self.problems[name] = f"{hook}: {error}"
+                log.info("plugin %s failed in %s", name, hook, exc_info=True)
+            yield name, answer, error
 
 
 def load(config: Config) -> Registry:
@@ -134,16 +193,48 @@ def load(config: Config) -> Registry:
     return registry
 
 
+def _is_target(answer: Any) -> bool:
+    return isinstance(answer, Target) and answer.path.count(":") == 1
+
+
+def _is_backend(answer: Any) -> bool:
+    methods = all(callable(getattr(answer, name, None)) for name in ("available", "plan"))
+    ordered = isinstance(getattr(answer, "priority", None), int | float)
+    return methods and ordered and hasattr(answer, "name")
+
+
+def _is_health_check(answer: Any) -> bool:
+    return isinstance(answer, HealthCheck)
+
+
+def _is_kernel_source(answer: Any) -> bool:
+    return isinstance(answer, KernelSource)
+
+
+def _is_hashable(answer: Any) -> bool:
+    try:
+        hash(answer)
+    except TypeError:
+        return False
+    return True
+
+
 def _available(backend: Backend) -> Availability:
     try:
-        return backend.available()
+        answer: object = backend.available()
     except Exception as error:
         return Availability(False, f"{type(error).__name__}: {error}")
+    if not isinstance(answer, Availability):
+        return Availability(False, f"unusable answer {answer!r} of available()")
+    return answer
 
 
 def _ask(backend: Backend, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
     try:
-        return backend.plan(descriptor, context)
+        answer: object = backend.plan(descriptor, context)
     except Exception as error:
         log.info("backend %s failed to plan %s", backend.name, descriptor, exc_info=True)
         return Refusal(backend.name, f"{type(error).__name__}: {error}")
+    if not isinstance(answer, Plan | Refusal):
+        return Refusal(backend.name, f"unusable answer {answer!r} of plan()")
+    return answer

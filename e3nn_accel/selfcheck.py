@@ -30,9 +30,8 @@ def compare(plan: Plan, module: torch.nn.Module, operation: str, dtype: torch.dt
     Returns:
         A sentence that starts with `SKIPPED` where the module can't be run as a copy.
     """
-    with suspend(), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[], enabled=False):
+    with suspend(), torch.inference_mode(False), torch.enable_grad():
         try:
-            # a copy within grad mode of its own: the module's parameters and buffers stay as they are
             stock = _randomised(copy.deepcopy(module), dtype, device)
             inputs = _random_inputs(stock, operation, dtype, device)
             expected, leaves = _stock(stock, operation, inputs)
@@ -72,7 +71,10 @@ def _randomised(module: Any, dtype: torch.dtype, device: torch.device) -> Any:
 def _random_inputs(module: Any, operation: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Inputs of the operation: unsorted edges, an isolated node, mixed species."""
     generator = _generator()
-    draw = lambda *shape: _randn(shape, generator, dtype, device).requires_grad_(True)  # noqa: E731
+
+    def draw(*shape: int) -> torch.Tensor:
+        return _randn(shape, generator, dtype, device).requires_grad_(True)
+
     if operation == "linear":
         columns = tuple(module.weight.shape[:1]) if module.internal_weights and module.weight.dim() > 1 else ()
         return (draw(ROWS, *columns, module.irreps_in.dim), *_external_linear(module, draw))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ class _Active:
         self.previous: Dispatcher | None = None
         self.interception: Interception | None = None
         self.cancel: list[Callable[[], None]] = []
-        self.at_exit = False
+        self.last: Config | None = None  # of what was switched on last, for the report at exit
 
     def settings_of(self, module: torch.nn.Module) -> tuple[Config | None, str]:
         """The configuration that applies to a module, its model's own before the global one."""
@@ -112,11 +112,16 @@ def accelerate(model: Model, **options: Any) -> Model:
     """
     config = Config.from_env().replace(**{**options, "enabled": True})
     with _lock:
+        _report_at_exit(config)
         for path, module in model.named_modules():
             active.models[module] = (config, path)
-        _install()
-    assert active.interception is not None
-    if not any(active.interception.has(cls) for module in model.modules() for cls in type(module).__mro__):
+            if active.dispatcher is not None:
+                active.dispatcher.runners.pop(module, None)
+        _install_or_warn(config)
+        interception = active.interception
+    if interception is None:  # warned already
+        return model
+    if not any(interception.has(cls) for module in model.modules() for cls in type(module).__mro__):
         reason = f"{type(model).__name__} has no module of a supported class"
         if config.strict:
             raise AccelError("nothing to accelerate", [reason])
@@ -129,68 +134,96 @@ def _switch(config: Config | None) -> None:
         active.config = config
         if config is not None:
             _set_log_level(config)
-            _report_at_exit()
-        _forget_plans()
-        active.cancel.append(when_imported({"e3nn.o3": _install_or_warn}))  # at once where it is imported
+            _report_at_exit(config)
+        if active.dispatcher is not None:
+            active.dispatcher.runners.clear()  # every module is planned anew at its next call
+            if config is not None and config.blocked_plugins != active.dispatcher.registry.blocked:
+                _remove()
+        if active.interception is None:  # at once where e3nn is imported
+            active.cancel.append(when_imported({"e3nn.o3": _install_or_warn}, strict=True))
 
 
-def _install_or_warn() -> None:
-    config = active.config
-    if config is None and not active.models:
-        return
-    try:
-        _install()
-    except Exception as error:
-        _remove()
-        active.config = None
-        if config is not None and config.strict:
-            raise
-        log.info("enabling failed", exc_info=True)
-        warnings.warn(f"e3nn_accel stays off: {type(error).__name__}: {error}", E3nnAccelWarning, stacklevel=2)
+def _install_or_warn(config: Config | None = None) -> None:
+    """Install for this configuration, by default the global one; strict mode raises errors."""
+    with _lock:
+        config = active.config or config
+        if active.interception is not None or (config is None and not active.models):
+            return
+        try:
+            _install(config or Config.from_env())
+        except Exception as error:
+            _remove()
+            active.config = None
+            active.models.clear()
+            if config is not None and config.strict:
+                raise
+            log.info("enabling failed", exc_info=True)
+            message = f"e3nn_accel stays off: {type(error).__name__}: {error}"
+            warnings.warn(message, E3nnAccelWarning, stacklevel=2)
 
 
-def _install() -> None:
+def _install(config: Config) -> None:
     """Load the plugins and wrap what is imported; the rest is wrapped when its module is imported."""
     from e3nn_accel.dispatch import Dispatcher
     from e3nn_accel.interception import Interception
     from e3nn_accel.patches import mace
     from e3nn_accel.registry import load
 
-    with _lock:
-        _forget_plans()
-        if active.interception is not None:
+    registry = load(config)
+    active.dispatcher = Dispatcher(registry, active.settings_of)
+    active.interception = Interception()
+    active.seen.clear()
+    for target in registry.targets():
+        _change_when_imported(target.path, _wrapping(target))
+    _change_when_imported(f"{mace.MODULE}:{mace.CLASS}", _fuse_blocks)
+    log.info("enabled: %s", config)
+
+
+def _change_when_imported(path: str, change: Callable[[type], None]) -> None:
+    """Change a class ("module:Class") once its module is imported.
+
+    Where that fails, the class stays as it was, with a warning and a line in ``doctor``; strict
+    mode raises.
+    """
+    module_name, _, class_name = path.partition(":")
+
+    def attempt() -> None:
+        if active.dispatcher is None or active.interception is None:
             return
-        registry = load(active.config or Config.from_env())
-        active.dispatcher = Dispatcher(registry, active.settings_of)
-        active.interception = Interception()
-        for target in registry.targets():
-            _wrap_when_imported(target)
-        active.cancel.append(when_imported({mace.MODULE: _fuse_blocks}))
-        log.info("enabled: %s", active.config)
-
-
-def _wrap_when_imported(target: Target) -> None:
-    module_name, class_name = target.path.split(":")
-
-    def wrap() -> None:
-        if active.interception is None or active.dispatcher is None:
-            return
-        cls = getattr(importlib.import_module(module_name), class_name, None)
+        problems = active.dispatcher.registry.problems
+        cls = getattr(sys.modules[module_name], class_name, None)
         if cls is None:
-            active.dispatcher.registry.problems[target.path] = "there is no such class in the installed version"
+            problems[path] = "there is no such class in the installed version"
             return
+        try:
+            change(cls)
+        except Exception as error:
+            active.interception.undo(cls)
+            active.dispatcher.targets.pop(cls, None)
+            problems[path] = f"{type(error).__name__}: {error}"
+            if active.config is not None and active.config.strict:
+                raise
+            message = f"e3nn_accel leaves {path} as it is: {problems[path]}"
+            warnings.warn(message, E3nnAccelWarning, stacklevel=2)
+
+    active.cancel.append(when_imported({module_name: attempt}, strict=True))
+
+
+def _wrapping(target: Target) -> Callable[[type], None]:
+    def wrap(cls: type) -> None:
+        assert active.dispatcher is not None
+        assert active.interception is not None
         active.interception.wrap(cls, active.dispatcher.call_for(cls, target), active.seen.add)
 
-    active.cancel.append(when_imported({module_name: wrap}))
+    return wrap
 
 
-def _fuse_blocks() -> None:
+def _fuse_blocks(block: type) -> None:
     from e3nn_accel.patches import mace
 
-    if active.interception is None or active.dispatcher is None:
-        return
-    block = getattr(importlib.import_module(mace.MODULE), mace.CLASS, None)
-    if block is None or mace.NAME in block.__dict__:
+    assert active.dispatcher is not None
+    assert active.interception is not None
+    if mace.NAME in block.__dict__:
         return
     active.interception.set(block, mace.NAME, mace.fusion_property(active.dispatcher.fusible))
     unused = [*getattr(block, mace.UNUSED, []), mace.NAME]
@@ -203,14 +236,10 @@ def _remove() -> None:
     active.cancel.clear()
     if active.interception is not None:
         active.interception.undo()
-    active.previous = active.dispatcher or active.previous
+    dispatcher = active.dispatcher
+    if dispatcher is not None and any(r.usage for r in list(dispatcher.runners.values())):
+        active.previous = dispatcher
     active.interception = active.dispatcher = None
-
-
-def _forget_plans() -> None:
-    """New options: every module is planned anew at its next call."""
-    if active.dispatcher is not None:
-        active.dispatcher.runners.clear()
 
 
 def _set_log_level(config: Config) -> None:
@@ -221,14 +250,14 @@ def _set_log_level(config: Config) -> None:
         log.addHandler(logging.StreamHandler())
 
 
-def _report_at_exit() -> None:
-    if not active.at_exit:
-        active.at_exit = True
+def _report_at_exit(config: Config) -> None:
+    if active.last is None:
         atexit.register(_finish)
+    active.last = config
 
 
 def _finish() -> None:
-    if active.config is not None:
+    if active.last is not None:
         from e3nn_accel.reporting import at_exit
 
-        at_exit(active.config)
+        at_exit(active.last)

@@ -64,7 +64,7 @@ def symmetric_basis(coupling: Coupling, epsilon: float) -> SymmetricBasis:
     tolerance = negligible * np.abs(rows).max()
     kept, directions = _independent_rows(rows, tolerance)
     coordinates = rows @ directions.T
-    projection = np.linalg.solve(coordinates[kept].T, coordinates.T).T
+    projection: NDArray[np.float64] = np.linalg.solve(coordinates[kept].T, coordinates.T).T.astype(np.float64)
     projection[kept] = np.eye(len(kept))
     return SymmetricBasis(monomials, table[kept], projection)
 

@@ -32,6 +32,8 @@ def mismatch(x: Any, *others: Any) -> str:
             return f"operands of different dtypes, {dtype} and {other.dtype}"
         if other.device != device:
             return f"operands on different devices, {device} and {other.device}"
+        if other.layout != torch.strided:
+            return f"an operand has layout {other.layout}"
     if x.layout != torch.strided:
         return f"the input has layout {x.layout}"
     if compat.autocast_active(device.type):

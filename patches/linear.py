@@ -62,7 +62,10 @@ def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor |
     if operation != "linear" or not isinstance(module, o3.Linear):
         return None
     m: Any = module
-    columns = tuple(m.weight.shape[:-1]) if m.internal_weights and m.weight.dim() > 1 else (None, None)
+    own_weights = m.internal_weights and m.weight_numel > 0
+    if not own_weights and _has_feature_columns(m):
+        raise NotImplementedError("feature columns (f_in) are known from a Linear's own weights only, it has none")
+    columns = tuple(m.weight.shape[:-1]) if own_weights and m.weight.dim() > 1 else (None, None)
     paths = tuple(LinearPath(i.i_in, i.i_out, tuple(i.path_shape), float(i.path_weight)) for i in m.instructions)
     d = LinearDescriptor(
         irreps_of(m.irreps_in), irreps_of(m.irreps_out), paths, columns[0], columns[1],
@@ -70,3 +73,14 @@ def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor |
     )  # fmt: skip
     assert dim_of(d.irreps_in) == m.irreps_in.dim
     return d
+
+
+def _has_feature_columns(m: Any) -> bool:
+    """Whether it was built with ``f_in``, which nothing but its compiled code remembers: ask it for no rows."""
+    x = m.output_mask.new_zeros((0, m.irreps_in.dim))
+    rows = () if m.shared_weights else (0,)
+    try:
+        out = m._compiled_main(x, x.new_zeros((*rows, m.weight_numel)), x.new_zeros(m.bias_numel))
+    except RuntimeError:
+        return True
+    return tuple(out.shape) != (0, m.irreps_out.dim)

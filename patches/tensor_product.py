@@ -32,6 +32,8 @@ def bind(module: Any, x: Any, y: Any, weight: Any = None, edge_index: torch.Tens
         reason = mismatch(x, weight)
         if reason:
             return reason
+    if module.output_mask.dtype != x.dtype:  # the dtype of the constants, which e3nn doesn't convert
+        return f"the module is {module.output_mask.dtype}, the input {x.dtype}"
     if edge_index is None:
         shapes = [x.shape[:-1], y.shape[:-1]] + ([] if module.shared_weights else [weight.shape[:-1]])
         if any(shape != shapes[0] for shape in shapes):
@@ -43,7 +45,8 @@ def bind(module: Any, x: Any, y: Any, weight: Any = None, edge_index: torch.Tens
     edges = edge_index.shape[-1]
     if x.dim() != 2 or y.dim() != 2 or edge_index.dim() != 2 or edge_index.dtype != torch.int64:
         return "a convolution takes x [nodes, dim], y [edges, dim] and edge_index [2, edges] int64"
-    if y.shape[0] != edges or (not module.shared_weights and tuple(weight.shape[:-1]) != (edges,)):
+    per_row = module.weight_numel > 0 and not module.shared_weights
+    if y.shape[0] != edges or (per_row and tuple(weight.shape[:-1]) != (edges,)):
         return "edge attributes and weights need a row for each edge"
     return Call("convolution", (x, y, weight, edge_index))
 

@@ -2,7 +2,7 @@
 
 An environment is a venv without pip whose site-packages names the folders of the Python that runs
 the tests. It takes a tenth of a second to make, and is exact about start files: those of the
-Python that runs the tests are not read, since a folder named in a .pth file is only added to the path.
+Python that runs the tests are not read: a folder named in a .pth file is only put on the path.
 """
 
 from __future__ import annotations

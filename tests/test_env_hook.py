@@ -184,7 +184,9 @@ def test_broken_enable_raises_in_strict_mode(stubbed):
 
 def test_start_files_left_behind_warn_and_leave_stock(stubbed):
     python = stubbed()
-    (python.site_packages / "e3nn_accel" / "__init__.py").write_text("raise ImportError('half gone')")
+    (python.site_packages / "e3nn_accel" / "__init__.py").write_text(
+        "raise ImportError('half gone')"
+    )
     done = python.run("-c", "from e3nn.o3 import Linear; print('goes on')", E3NN_ACCEL="1")
     assert done.stdout == "goes on\n"
     assert "e3nn_accel stays off: ImportError: half gone" in done.stderr
@@ -198,7 +200,7 @@ def test_boot_imports_nothing_else(hooked):
 
 
 def _cpu_seconds(python: fresh_python.FreshPython, env: dict[str, str]) -> float:
-    """User and system time of one start: what other programs on this machine do changes it little."""
+    """User and system time of one start, which other programs on the machine change little."""
     process = subprocess.Popen([str(python.executable), "-c", "pass"], env=env)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,4 +1,4 @@
-"""The wheel, the sdist and the editable install contain everything, at the places where it is found."""
+"""The wheel, the sdist and the editable install hold everything, where it will be looked for."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _sources(folder: str) -> list[str]:
     return [
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not {"__pycache__", "site-packages"} & set(path.parts)
     ]
 
 
@@ -75,6 +75,9 @@ def test_checkout_has_relative_links():
     for name in LINKED:
         assert os.readlink(ROOT / "e3nn_accel" / name) == f"../{name}"
         assert (ROOT / name / "__init__.py").is_file()
+    for name in fresh_python.START_FILES:
+        link = ROOT / "e3nn_accel" / "_start" / "site-packages" / name
+        assert os.readlink(link) == f"../{name}"
 
 
 def test_wheel_has_every_source(wheel):
@@ -121,7 +124,8 @@ def test_sdist_can_be_worked_on(built):
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = ["pyproject.toml", "README.md", "LICENSE", "Makefile", "CHANGELOG.md"]
-    expected += [name for folder in (*LINKED, "tests") for name in _sources(folder)]
+    expected += _sources("tests") + _sources("e3nn_accel")
+    expected += [f"e3nn_accel/{name}" for folder in LINKED for name in _sources(folder)]
     assert not set(expected) - names
 
 

@@ -59,7 +59,7 @@ def test_flag(run, pytester, flag, variable, header):
 
 def test_flag_in_the_configuration_file(run, pytester):
     pytester.makeini("[pytest]\naddopts = --e3nn-accel")
-    pytester.makepyfile(TEST.format(variable="1"))
+    pytester.makepyfile("import conftest\ndef test_enabled(): assert conftest.early")
     run().assert_outcomes(passed=1)
 
 

@@ -149,24 +149,28 @@ def test_help_names_every_command(capsys):
     assert cli.main([]) == 0
     text = capsys.readouterr().out
     assert all(f"  {name} " in text for name in cli.COMMANDS)
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])
+    assert stop.value.code == 0
     assert capsys.readouterr().out == text
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help(name, capsys):
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])
+    assert stop.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: e3nn-accel {name}")
 
 
 def test_version_and_unknown_options(capsys):
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit) as stop:
         cli.main(["--version"])
+    assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("e3nn_accel ")
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit) as stop:
         cli.main(["--fast", "script.py"])
+    assert stop.value.code == 2
 
 
 def test_importing_the_command_line_is_light(python):

@@ -21,6 +21,7 @@ COMMANDS = {
     "explain": "e3nn_accel.cli.explain",
     "verify": "e3nn_accel.cli.verify",
     "bench": "e3nn_accel.cli.bench",
+    "kernels": "e3nn_accel.cli.kernels",
     "run": "e3nn_accel.cli.run",
     "hook": "e3nn_accel.cli.hook",
 }
@@ -80,7 +81,8 @@ def _run_command(prog: str, name: str, *arguments: str) -> int:
 
 def _run_program(prog: str, arguments: list[str]) -> int:
     options, program = _split(arguments)
-    parser = _program_parser(prog, with_commands=bool({"-h", "--help"} & {*options}) or not program)
+    shows_help = bool({"-h", "--help"} & {*options}) or not arguments
+    parser = _program_parser(prog, with_commands=shows_help)
     parsed = parser.parse_args(options)
     if not program:
         parser.print_help()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["ase>=3.23", "numpy", "tblite>=0.4"]
+# dependencies = ["ase>=3.23", "numpy", "tblite>=0.8"]
 # ///
 """Make the water/ethanol data: short GFN2-xTB trajectories of small H/C/O systems.
 

@@ -6,6 +6,8 @@ any order come from autograd.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from e3nn_accel.backends.torch import contraction, convolution, linear, species_linear, tensor_product
@@ -35,6 +37,11 @@ class TorchBackend:
         """Plan, or refuse dtypes whose rounding stock e3nn and a plan would not share."""
         if context.dtype not in DTYPES:
             return Refusal(self.name, f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}")
+        with torch.inference_mode(False):  # the constants of a plan serve later calls that want gradients
+            return self._plan(descriptor, context)
+
+    def _plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
+        run: Callable[..., torch.Tensor]
         if isinstance(descriptor, LinearDescriptor):
             strategy, run = linear.plan(descriptor)
         elif isinstance(descriptor, ContractionDescriptor):

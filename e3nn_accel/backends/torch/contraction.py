@@ -97,7 +97,7 @@ def _contract(
         if part.reduced == 0:
             continue
         per_column = w.transpose(0, 1).reshape(part.reduced, 1, columns)
-        out = (per_column * share.view(part.reduced, -1, columns)).sum(0)
+        out = (per_column * share.view(part.reduced, part.rows // part.reduced, columns)).sum(0)
         before = sums[part.output]
         sums[part.output] = out if before is None else before + out
     flat = []
@@ -116,7 +116,7 @@ def _weights_of_nodes(node_attrs: torch.Tensor, weight: torch.Tensor, projection
     one_hot = None if node_attrs.requires_grad and torch.is_grad_enabled() else species_of(node_attrs)
     if one_hot is None or one_hot.values is not None:
         reduced = reduce_weights(weight, projection)
-        return (node_attrs @ reduced.flatten(1)).view(-1, *reduced.shape[1:])
+        return (node_attrs @ reduced.flatten(1)).view(len(node_attrs), *reduced.shape[1:])
     if len(node_attrs) < len(weight):
         return reduce_weights(weight.index_select(0, one_hot.column), projection)
     return reduce_weights(weight, projection).index_select(0, one_hot.column)
@@ -136,7 +136,10 @@ def _closed(monomials: set[Monomial]) -> set[Monomial]:
 
 def _table(lower: list[Monomial], upper: list[Monomial], context: PlanContext) -> _Table:
     row = {m: n for n, m in enumerate(lower)}
-    index = lambda values: torch.tensor(values, dtype=torch.int64, device=context.device)  # noqa: E731
+
+    def index(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=context.device)
+
     return _Table(index([row[m[:-1]] for m in upper]), index([m[-1] for m in upper]))
 
 

@@ -96,6 +96,8 @@ def _scatter(
     sums: list[torch.Tensor | None], irreps: Irreps, receiver: torch.Tensor, nodes: int, dim: int, like: torch.Tensor
 ) -> torch.Tensor:
     """Add the blocks [blocks, k, u] of each output to their receivers; [nodes, dim] mul_ir."""
+    if dim == 0:
+        return like.new_zeros((nodes, 0))
     pieces = []
     for block, out in zip(irreps, sums, strict=True):
         if block.mul == 0:

@@ -28,6 +28,7 @@ def plan(d: LinearDescriptor) -> tuple[str, Run]:
     bias_of = {p.i_out: n for n, p in enumerate(biases)}
     f_in, f_out = d.f_in or 1, d.f_out or 1
     out_dim = dim_of(d.irreps_out)
+    own_dims = 1 if d.f_in is None else 3
 
     def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         leading = x.shape[:-1] if d.f_in is None else x.shape[:-2]
@@ -38,6 +39,8 @@ def plan(d: LinearDescriptor) -> tuple[str, Run]:
         blocks = x.reshape(rows, f_in, dim_of(d.irreps_in)).split(in_sizes, dim=-1)
         if d.shared_weights:
             columns = _Columns(blocks, d.irreps_in, f_in)
+            if weight.dim() != own_dims:
+                weight = weight.reshape(*((f_in, f_out) if d.f_in is not None else ()), weight.shape[-1])
             matrices = [_as_matrix(w, f_in, f_out) for w in split_weights(weight, shapes)]
         else:
             columns = _BatchColumns(blocks, d.irreps_in, f_in)

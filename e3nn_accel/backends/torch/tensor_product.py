@@ -60,6 +60,7 @@ class Constants:
             return (self.scale * (x @ y.transpose(1, 2))).unsqueeze(-1)
         if self.kind != "general":  # one of the two has a single component
             return x.unsqueeze(2) * (self.scale * y).unsqueeze(1)
+        assert self.first is not None
         m = (y.reshape(z * v, self.dims[1]) @ self.first).view(z, v, i, k)
         if v == 1:
             return (x @ m.view(z, i, k)).unsqueeze(2)
@@ -73,6 +74,7 @@ class Constants:
             return x * (self.scale * y)
         z, u = x.shape[:2]
         i, j, k = self.dims
+        assert self.pair is not None
         xy = x.unsqueeze(-1) * y.unsqueeze(-2)
         return (xy.reshape(z * u, i * j) @ self.pair).view(z, u, k)
 

@@ -1,0 +1,191 @@
+"""Kernels on a device: loaded once, launched on torch's current stream with little Python.
+
+A launch is one call of the driver. The arguments are packed into a block of memory that stays, one
+for each thread and kernel, and the stream is passed as the number that torch has for it, where a
+launch by CuPy makes an object for each argument and needs one for the stream. Nothing is allocated,
+nothing waits for the device, and a launch can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from e3nn_accel.compile import KernelProgram, Toolchain
+from e3nn_accel.config import Config
+from e3nn_accel.kernel_cache import Binary
+
+Argument = torch.Tensor | int | float | None
+Dimensions = tuple[int, int, int]
+
+_REGISTERS, _MAX_SHARED = 4, 8  # CUfunction_attribute
+
+_lock = threading.Lock()
+_loaded: dict[tuple[KernelProgram, int], LoadedProgram] = {}
+
+
+def load_all(
+    programs: Sequence[KernelProgram], device: torch.device, config: Config
+) -> tuple[LoadedProgram, ...]:
+    """Compile programs, in parallel, where they weren't yet, and load them on a device.
+
+    Not to be called while a CUDA graph is being captured: loading allocates.
+
+    Args:
+        programs: What to load.
+        device: A CUDA device.
+        config: Says where compiled kernels are kept and dumped.
+
+    Raises:
+        CompileError: NVRTC can't compile one of them.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    missing = [p for p in dict.fromkeys(programs) if (p, index) not in _loaded]
+    if missing:
+        major, minor = torch.cuda.get_device_capability(index)
+        binaries = _toolchain(config).build_all(missing, 10 * major + minor)
+        for program, binary in zip(missing, binaries, strict=True):
+            with _lock:
+                if (program, index) not in _loaded:
+                    _loaded[program, index] = LoadedProgram(program, binary, index)
+    return tuple(_loaded[program, index] for program in programs)
+
+
+@functools.cache
+def _toolchain(config: Config) -> Toolchain:
+    from e3nn_accel.nvrtc import cupy_compiler
+
+    return Toolchain.of(config, cupy_compiler())
+
+
+class LoadedProgram:
+    """A compiled program on one device."""
+
+    def __init__(self, program: KernelProgram, binary: Binary, index: int) -> None:
+        from cupy.cuda.function import Module
+
+        self.program, self.binary, self.index = program, binary, index
+        self._module = Module()
+        with torch.cuda.device(index):
+            _driver_for_this_thread()
+            self._module.load(binary.image)
+
+    def kernel(self, name: str, parameters: str) -> Kernel:
+        """One of its kernels.
+
+        Args:
+            name: Its ``extern "C"`` name.
+            parameters: A letter for each of its parameters, in order: P a pointer, given as a
+                tensor or None; q an int64, i an int32; d a double, f a float.
+
+        Raises:
+            ValueError: The program has no such kernel, or a letter is none of these.
+        """
+        if name not in self.program.entries:
+            raise ValueError(f"{self.program.name} has {self.program.entries}, not {name!r}")
+        with torch.cuda.device(self.index):
+            driver = _driver_for_this_thread()
+            function = self._module.get_function(name)
+            # A driver that loads lazily does it now and not within a launch that is being captured.
+            driver.funcGetAttribute(_REGISTERS, function.ptr)
+        return Kernel(driver, function, parameters, self.index)
+
+
+class Kernel:
+    """A kernel on one device, to be called like a function.
+
+    Attributes:
+        parameters: The letters that `LoadedProgram.kernel` was given.
+        index: Of the device.
+    """
+
+    def __init__(self, driver: Any, function: Any, parameters: str, index: int) -> None:
+        if not set(parameters) <= set("Pqidf"):
+            raise ValueError(f"parameters {parameters!r}: wanted letters of P, q, i, d, f")
+        self.parameters, self.index = parameters, index
+        self._driver = driver
+        self._owner = function  # keeps the module loaded
+        self._function: int = function.ptr
+        self._launch: Callable[..., None] = driver.launchKernel
+        self._is_pointer = tuple(letter == "P" for letter in parameters)
+        self._block = _ArgumentBlock(parameters)
+        self._shared_limit = 0
+        self._stream_of = _current_stream()
+        self._current_device = _current_device()
+
+    def __call__(
+        self, grid: Dimensions, block: Dimensions, *arguments: Argument, shared: int = 0
+    ) -> None:
+        """Launch on torch's current stream of the device; a grid of nothing is no launch.
+
+        The caller answers for tensors on this device, of the dtypes that the kernel reads.
+
+        Args:
+            grid: Blocks, in x, y and z.
+            block: Threads of a block, likewise.
+            *arguments: One for each parameter.
+            shared: Bytes of dynamic shared memory of a block.
+        """
+        if 0 in grid:
+            return
+        if self._current_device() != self.index:
+            with torch.cuda.device(self.index):
+                self(grid, block, *arguments, shared=shared)
+            return
+        if shared > self._shared_limit:
+            self._driver.funcSetAttribute(self._function, _MAX_SHARED, shared)
+            self._shared_limit = shared
+        packed = self._block
+        packed.pack(
+            *[
+                (0 if a is None else a.data_ptr()) if is_pointer else a  # type: ignore[union-attr]
+                for a, is_pointer in zip(arguments, self._is_pointer, strict=True)
+            ]
+        )
+        stream = self._stream_of(self.index)
+        self._launch(self._function, *grid, *block, shared, stream, packed.address, 0)
+
+
+class _ArgumentBlock(threading.local):
+    """The arguments of one kernel as the driver wants them: an array of pointers to the values.
+
+    Each thread has its own (the engine of torch's autograd runs in threads), made at its first
+    launch, which is also where the thread gets its context.
+    """
+
+    def __init__(self, parameters: str) -> None:
+        layout = struct.Struct(f"@{parameters}")  # native alignment, as in a C struct
+        sizes = [struct.calcsize(letter) for letter in parameters]
+        ends = [struct.calcsize(f"@{parameters[: n + 1]}") for n in range(len(parameters))]
+        values = ctypes.create_string_buffer(max(layout.size, 1))
+        start = ctypes.addressof(values)
+        pointers = [start + end - size for end, size in zip(ends, sizes, strict=True)]
+        self._values = values
+        self._pointers = (ctypes.c_void_p * max(len(pointers), 1))(*pointers)
+        self.address = ctypes.addressof(self._pointers)
+        self.pack: Callable[..., None] = functools.partial(layout.pack_into, values, 0)
+        _driver_for_this_thread()
+
+
+def _driver_for_this_thread() -> Any:
+    """CuPy's driver module, with a context for this thread, which may not have used CUDA yet."""
+    from cupy_backends.cuda.api import driver, runtime
+
+    if driver.ctxGetCurrent() == 0:
+        runtime.memGetInfo()  # any call of the run-time library makes the device's context current
+    return driver
+
+
+def _current_stream() -> Callable[[int], int]:
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as torch's own Triton kernels do
+    return raw or (lambda index: int(torch.cuda.current_stream(index).cuda_stream))
+
+
+def _current_device() -> Callable[[], int]:
+    return getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.current_device

@@ -1,0 +1,233 @@
+"""What a launch hands to the driver, seen by a driver that only writes it down."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from kernel_programs import Compilations, axpy, fake_compiler
+
+from e3nn_accel import launch
+from e3nn_accel.compile import Toolchain
+from e3nn_accel.config import Config
+from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.nvrtc import CompileError
+
+TYPES = {
+    "P": ctypes.c_uint64,
+    "q": ctypes.c_int64,
+    "i": ctypes.c_int32,
+    "d": ctypes.c_double,
+    "f": ctypes.c_float,
+}
+
+
+class Driver:
+    """Notes launches; reads arguments as the real one does, through an array of pointers."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+        self.attributes: list[tuple[int, int, int]] = []
+        self.contexts = 0
+        self.parameters = ""
+        self.device = 0
+
+    def launchKernel(self, function: int, *rest: int) -> None:
+        *shape, stream, arguments, extra = rest
+        assert extra == 0
+        pointers = (ctypes.c_void_p * len(self.parameters)).from_address(arguments)
+        values = [
+            TYPES[letter].from_address(pointers[n] or 0).value
+            for n, letter in enumerate(self.parameters)
+        ]
+        self.launches.append((function, tuple(shape), stream, values))
+
+    def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        self.attributes.append((function, attribute, value))
+
+    def funcGetAttribute(self, attribute: int, function: int) -> int:
+        return 32
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """In place of CuPy's, on device 0 and torch's stream 7."""
+    fake = Driver()
+
+    def for_this_thread() -> Driver:
+        fake.contexts += 1
+        return fake
+
+    monkeypatch.setattr(launch, "_driver_for_this_thread", for_this_thread)
+    monkeypatch.setattr(launch, "_current_stream", lambda: lambda index: 70 + index)
+    monkeypatch.setattr(launch, "_current_device", lambda: lambda: fake.device)
+    return fake
+
+
+def kernel(driver: Driver, parameters: str, index: int = 0) -> Kernel:
+    """A kernel of that driver."""
+    driver.parameters = parameters
+    return Kernel(driver, SimpleNamespace(ptr=1234), parameters, index)
+
+
+def test_arguments_and_shape(driver: Driver) -> None:
+    """Tensors as addresses, None as null, numbers as what the letters say, each aligned."""
+    x = torch.zeros(3)
+    kernel(driver, "iPfqPdi")((4, 5, 6), (128, 2, 1), -7, x, 0.5, 2**40, None, 0.1, 9, shared=16)
+    expected = [-7, x.data_ptr(), 0.5, 2**40, 0, 0.1, 9]
+    assert driver.launches == [(1234, (4, 5, 6, 128, 2, 1, 16), 70, expected)]
+
+
+def test_no_arguments(driver: Driver) -> None:
+    """A kernel may have none."""
+    kernel(driver, "")((1, 1, 1), (32, 1, 1))
+    assert driver.launches == [(1234, (1, 1, 1, 32, 1, 1, 0), 70, [])]
+
+
+def test_a_view_starts_where_it_starts(driver: Driver) -> None:
+    """The storage's offset is in the address."""
+    x = torch.zeros(10, dtype=torch.float64)
+    kernel(driver, "P")((1, 1, 1), (1, 1, 1), x[3:])
+    assert driver.launches[0][3] == [x.data_ptr() + 24]
+
+
+def test_an_empty_grid_is_no_launch(driver: Driver) -> None:
+    """No nodes, no edges."""
+    for grid in ((0, 1, 1), (4, 0, 1)):
+        kernel(driver, "P")(grid, (32, 1, 1), torch.zeros(0))
+    assert driver.launches == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), (torch.zeros(1),), (torch.zeros(1), 1, 1), (1, 1), (torch.zeros(1), 2**31)]
+)
+def test_wrong_arguments_are_an_error(driver: Driver, arguments: tuple[Any, ...]) -> None:
+    """Too few, too many, of a wrong kind or too large; nothing is launched."""
+    with pytest.raises((ValueError, struct.error, AttributeError)):
+        kernel(driver, "Pi")((1, 1, 1), (1, 1, 1), *arguments)
+    assert driver.launches == []
+
+
+def test_unknown_letters(driver: Driver) -> None:
+    """Are no silent misreading."""
+    with pytest.raises(ValueError, match="wanted letters"):
+        kernel(driver, "Px")
+
+
+def test_shared_memory_is_allowed_once(driver: Driver) -> None:
+    """The attribute is set when a launch needs more than any before."""
+    reverse = kernel(driver, "P")
+    for shared in (0, 60_000, 50_000, 60_000, 70_000):
+        reverse((1, 1, 1), (1, 1, 1), None, shared=shared)
+    assert driver.attributes == [(1234, 8, 60_000), (1234, 8, 70_000)]
+
+
+def test_each_thread_has_its_arguments(driver: Driver) -> None:
+    """And gets a context at its first launch."""
+    one = kernel(driver, "qq")
+
+    def work(number: int) -> None:
+        for _ in range(200):
+            one((1, 1, 1), (1, 1, 1), number, -number)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seen = {tuple(values) for *_, values in driver.launches}
+    assert seen == {(n, -n) for n in range(4)}
+    assert len(driver.launches) == 800
+    assert driver.contexts == 5
+
+
+def test_another_device_is_made_current(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the launch, with that device's stream, and put back."""
+    switched: list[int] = []
+
+    @contextlib.contextmanager
+    def device(index: int) -> Iterator[None]:
+        switched.append(index)
+        driver.device = index
+        yield
+        driver.device = 0
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    on_second = kernel(driver, "q", index=1)
+    on_second((2, 1, 1), (1, 1, 1), 5, shared=8)
+    assert switched == [1]
+    assert driver.launches == [(1234, (2, 1, 1, 1, 1, 1, 8), 71, [5])]
+
+
+class Module:
+    """In place of cupy.cuda.function.Module."""
+
+    loaded: list[bytes] = []  # noqa: RUF012
+
+    def load(self, image: bytes) -> None:
+        Module.loaded.append(image)
+
+    def get_function(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(ptr=len(name), module=self)
+
+
+@pytest.fixture
+def two_devices(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Compilations:
+    """Devices of 9.0, a module that loads nothing, and what was compiled."""
+    calls = Compilations()
+    cupy = SimpleNamespace(Module=Module)
+    Module.loaded = []
+    monkeypatch.setitem(sys.modules, "cupy.cuda.function", cupy)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(launch, "_loaded", {})
+    tools = Toolchain(fake_compiler(calls))
+    monkeypatch.setattr(launch, "_toolchain", lambda config: tools)
+    return calls
+
+
+def test_loaded_once_on_each_device(two_devices: Compilations) -> None:
+    """Compiled once for all of a kind; a device without a number is the current one."""
+    one, two = axpy(name="one"), axpy(name="two")
+    first = load_all([one, two, one], torch.device("cuda", 0), Config())
+    assert first[0] is first[2]
+    assert [loaded.program.name for loaded in first] == ["one", "two", "one"]
+    assert load_all([two], torch.device("cuda", 0), Config()) == (first[1],)
+    (other,) = load_all([one], torch.device("cuda"), Config())
+    assert other is not first[0]
+    assert other.index == 1
+    assert len(two_devices) == 2
+    assert len(Module.loaded) == 3
+
+
+def test_kernels_of_a_loaded_program(two_devices: Compilations, driver: Driver) -> None:
+    """By name, with the parameters that they are said to have."""
+    (loaded,) = load_all([axpy()], torch.device("cuda", 0), Config())
+    driver.parameters = "PPqf"
+    loaded.kernel("axpy", "PPqf")((1, 1, 1), (32, 1, 1), None, None, 3, 0.5)
+    assert driver.launches == [(4, (1, 1, 1, 32, 1, 1, 0), 70, [0, 0, 3, 0.5])]
+    with pytest.raises(ValueError, match="not 'other'"):
+        loaded.kernel("other", "P")
+
+
+def test_what_does_not_compile_is_not_loaded(
+    two_devices: Compilations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is tried again by the next call."""
+
+    def refuse(config: Config) -> Toolchain:
+        raise CompileError("no")
+
+    monkeypatch.setattr(launch, "_toolchain", refuse)
+    with pytest.raises(CompileError):
+        load_all([axpy()], torch.device("cuda", 0), Config())
+    assert Module.loaded == []
