@@ -9,17 +9,15 @@ PYTHON      ?= python3
 TORCH       ?= torch==2.13.0
 VENV        ?= .venv
 VENV_E3NN06 ?= .venv-e3nn06
-CHECKPOINT  ?= $(firstword $(wildcard examples/*/*.model examples/*.model))
+CHECKPOINT  ?= examples/water_ethanol/water_ethanol.model
+STRUCTURES  ?= examples/water_ethanol/structures.xyz
 MARKERS     ?= not slow
 WORKERS     ?= 2
 PYTEST_ARGS ?=
 
-# On Linux, PyPI's torch brings gigabytes of CUDA libraries. Without an NVIDIA driver take torch's
-# own index of CPU builds, if it can be reached. TORCH_INDEX="" keeps to PyPI.
-CPU_BUILDS  := https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?= $$(test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && \
-	$(PYTHON) -c "import urllib.request as r; r.urlopen('$(CPU_BUILDS)/torch/', timeout=5)" \
-	2>/dev/null && echo "--extra-index-url $(CPU_BUILDS)")
+# On Linux, PyPI's torch brings gigabytes of CUDA libraries. Without an NVIDIA GPU, take a CPU build:
+#   make demo TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_INDEX ?=
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 # One thread a worker: more would only fight for the same cores.
@@ -29,8 +27,7 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -n 
 .PHONY: demo test test-mace test-e3nn06 lint environments clean
 
 demo: $(VENV)/installed
-	@test -n "$(CHECKPOINT)" || { echo "no checkpoint: make demo CHECKPOINT=file.model"; exit 2; }
-	$(VENV)/bin/e3nn-accel verify $(CHECKPOINT)
+	$(VENV)/bin/e3nn-accel verify $(CHECKPOINT) --structures $(STRUCTURES)
 	$(VENV)/bin/e3nn-accel bench $(CHECKPOINT)
 	$(VENV)/bin/e3nn-accel explain $(CHECKPOINT)
 

@@ -33,7 +33,9 @@ def symbolically_tracing() -> bool:
     fx: Any = sys.modules.get("torch.fx._symbolic_trace")
     if fx is None:
         return False
-    tracing = getattr(fx, "is_fx_symbolic_tracing", None) or fx.is_fx_tracing  # the old name warns on new torch
+    tracing = (
+        getattr(fx, "is_fx_symbolic_tracing", None) or fx.is_fx_tracing
+    )  # the old name warns on new torch
     return bool(tracing())
 
 
@@ -86,7 +88,11 @@ def product_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     compiled = module._modules.get("_compiled_main_left_right")
     if compiled is None:
         return {}
-    return {name.rsplit(".", 1)[-1]: buffer for name, buffer in compiled.named_buffers() if "_w3j_" in name}
+    return {
+        name.rsplit(".", 1)[-1]: buffer
+        for name, buffer in compiled.named_buffers()
+        if "_w3j_" in name
+    }
 
 
 def wigner_3j(l1: int, l2: int, l3: int) -> torch.Tensor:
@@ -110,5 +116,7 @@ def gradient_wanted(ctx: Any, index: int) -> bool:
         return False
     try:
         return bool(torch._C._will_engine_execute_node(function))
-    except RuntimeError:  # the engine refuses to say for a leaf that autograd.grad captures: it is wanted
+    except (
+        RuntimeError
+    ):  # the engine refuses to say for a leaf that autograd.grad captures: it is wanted
         return True

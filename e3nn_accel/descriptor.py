@@ -220,7 +220,9 @@ class ContractionDescriptor:
     def weight_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """[species, paths, channels] of each weight: outputs in order, nu = 1 .. correlation within."""
         return tuple(
-            (self.species, coupling.shape[-1], self.channels) for output in self.outputs for coupling in output.couplings
+            (self.species, coupling.shape[-1], self.channels)
+            for output in self.outputs
+            for coupling in output.couplings
         )
 
     def __str__(self) -> str:
@@ -232,4 +234,6 @@ class ContractionDescriptor:
         )
 
 
-Descriptor = LinearDescriptor | TensorProductDescriptor | ConvolutionDescriptor | ContractionDescriptor
+Descriptor = (
+    LinearDescriptor | TensorProductDescriptor | ConvolutionDescriptor | ContractionDescriptor
+)

@@ -77,7 +77,11 @@ class Runner:
 class Dispatcher:
     """Runners of all modules, and the plans they share."""
 
-    def __init__(self, registry: Registry, settings_of: Callable[[torch.nn.Module], tuple[Config | None, str]]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        settings_of: Callable[[torch.nn.Module], tuple[Config | None, str]],
+    ) -> None:
         self.registry = registry
         self.settings_of = settings_of
         self.runners: WeakKeyDictionary[torch.nn.Module, Runner] = WeakKeyDictionary()
@@ -89,7 +93,7 @@ class Dispatcher:
         stock_forward = compat.original_forward(cls)
         self.targets[cls] = (target, stock_forward)
 
-        def __call__(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        def __call__(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():  # first, and alone: torch.compile traces this line
                 return torch.nn.Module.__call__(module, *args, **kwargs)
             runner = self.runners.get(module) or self.runner_for(module, stock_forward)
@@ -107,7 +111,12 @@ class Dispatcher:
         return runner
 
     def call(
-        self, module: torch.nn.Module, runner: Runner, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        module: torch.nn.Module,
+        runner: Runner,
+        target: Target,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Take a call of an active module: plan, or stock e3nn with the reason."""
         passing = program_transform()
@@ -132,7 +141,9 @@ class Dispatcher:
             outcome = self.plan(module, runner, call)
         if outcome.plan is None:
             if runner.config.strict or runner.config.backend != "auto":
-                raise AccelError(f"{type(module).__name__} {runner.path} can't be accelerated", [outcome.reason])
+                raise AccelError(
+                    f"{type(module).__name__} {runner.path} can't be accelerated", [outcome.reason]
+                )
             return self.stock(module, runner, outcome.reason, args, kwargs, call.operation)
         return self.run(module, runner, outcome, call, args, kwargs)
 
@@ -147,17 +158,30 @@ class Dispatcher:
     ) -> Any:
         """Run the plan; if it fails where stock e3nn succeeds, give it up."""
         plan, config = outcome.plan, runner.config
-        assert plan is not None and config is not None
+        assert plan is not None
+        assert config is not None
         started = time.perf_counter() if config.profile else 0.0
         try:
             out = plan.run(*call.operands)
         except Exception as error:
-            if config.strict or isinstance(error, compat.StopRecomputation):
+            if isinstance(error, compat.StopRecomputation):
                 raise
-            result = self.stock(module, runner, f"{type(error).__name__} in the plan", args, kwargs, call.operation)
-            self.give_up(outcome, f"failed where stock e3nn succeeds: {type(error).__name__}: {error}")
+            # arguments that stock e3nn refuses, too, end here with stock's own error
+            result = self.stock(
+                module, runner, f"{type(error).__name__} in the plan", args, kwargs, call.operation
+            )
+            if config.strict:
+                raise
+            self.give_up(
+                outcome, f"failed where stock e3nn succeeds: {type(error).__name__}: {error}"
+            )
             return result
-        runner.count(call.operation, plan.backend, "", time.perf_counter() - started if config.profile else 0.0)
+        runner.count(
+            call.operation,
+            plan.backend,
+            "",
+            time.perf_counter() - started if config.profile else 0.0,
+        )
         if config.verify:
             self.verify(module, outcome, out, call, config.strict)
         return out
@@ -183,13 +207,22 @@ class Dispatcher:
         """Plan an operation at its first use, checked against stock e3nn."""
         x = call.operands[0]
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
-            return Outcome(None, None, [Refusal("dispatch", "not planned before a CUDA graph was being captured")])
+            return Outcome(
+                None,
+                None,
+                [Refusal("dispatch", "not planned before a CUDA graph was being captured")],
+            )
         outcome = self.preview(module, runner, call.operation, x.dtype, x.device)
         runner.outcomes[call.operation, x.dtype, x.device] = outcome
         return outcome
 
     def preview(
-        self, module: torch.nn.Module, runner: Runner, operation: str, dtype: torch.dtype, device: torch.device
+        self,
+        module: torch.nn.Module,
+        runner: Runner,
+        operation: str,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> Outcome:
         """What planning comes to, found once for equal modules."""
         assert runner.config is not None
@@ -198,7 +231,9 @@ class Dispatcher:
             return Outcome(None, None, [descriptor])
         key = (descriptor, dtype, device, runner.config)
         if key not in self.outcomes:
-            self.outcomes[key] = self.checked(module, operation, descriptor, PlanContext(dtype, device, runner.config))
+            self.outcomes[key] = self.checked(
+                module, operation, descriptor, PlanContext(dtype, device, runner.config)
+            )
         return self.outcomes[key]
 
     def checked(
@@ -212,7 +247,9 @@ class Dispatcher:
             outcome.refusals += [refusal for refusal in refusals if refusal not in outcome.refusals]
             if outcome.plan is None or not context.config.self_check:
                 return outcome
-            finding = selfcheck.compare(outcome.plan, module, operation, context.dtype, context.device)
+            finding = selfcheck.compare(
+                outcome.plan, module, operation, context.dtype, context.device
+            )
             if not finding:
                 return outcome
             skipped = finding.startswith(selfcheck.SKIPPED)
@@ -234,7 +271,9 @@ class Dispatcher:
                 stacklevel=5,
             )
 
-    def verify(self, module: torch.nn.Module, outcome: Outcome, out: torch.Tensor, call: Call, strict: bool) -> None:
+    def verify(
+        self, module: torch.nn.Module, outcome: Outcome, out: torch.Tensor, call: Call, strict: bool
+    ) -> None:
         """Compare one result with stock e3nn on the same operands."""
         finding = selfcheck.compare_call(module, call, out)
         if finding and strict:
@@ -244,7 +283,9 @@ class Dispatcher:
 
     def target_of(self, module: torch.nn.Module) -> tuple[Target, Any] | None:
         """The target and stock forward of a module of an intercepted class."""
-        return next((self.targets[cls] for cls in type(module).__mro__ if cls in self.targets), None)
+        return next(
+            (self.targets[cls] for cls in type(module).__mro__ if cls in self.targets), None
+        )
 
     def fusible(self, module: torch.nn.Module) -> bool:
         """Whether a block should hand its gather and scatter to this product."""
@@ -259,7 +300,11 @@ class Dispatcher:
         instructions = getattr(module, "instructions", ())
         if not instructions or any(i.connection_mode != "uvu" for i in instructions):
             return False
-        planned = [o.plan is not None for (operation, *_), o in runner.outcomes.items() if operation == "convolution"]
+        planned = [
+            o.plan is not None
+            for (operation, *_), o in runner.outcomes.items()
+            if operation == "convolution"
+        ]
         return all(planned)
 
     def strategy(self, runner: Runner, operation: str) -> str:
@@ -268,7 +313,12 @@ class Dispatcher:
         return next((plan.strategy for plan in plans if plan is not None), "")
 
     def explain(
-        self, module: torch.nn.Module, runner: Runner, operation: str, dtype: torch.dtype, device: torch.device
+        self,
+        module: torch.nn.Module,
+        runner: Runner,
+        operation: str,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> tuple[str, str]:
         """Backend and strategy of a module that wasn't called yet, or "e3nn" and the reason."""
         if runner.config is None:
@@ -277,7 +327,11 @@ class Dispatcher:
         if reason:
             return "e3nn", reason
         outcome = self.preview(module, runner, operation, dtype, device)
-        return ("e3nn", outcome.reason) if outcome.plan is None else (outcome.plan.backend, outcome.plan.strategy)
+        return (
+            ("e3nn", outcome.reason)
+            if outcome.plan is None
+            else (outcome.plan.backend, outcome.plan.strategy)
+        )
 
 
 def program_transform() -> str:
@@ -319,7 +373,9 @@ def unfused(
 
 def _without_edges(kwargs: dict[str, Any], edge_index: torch.Tensor) -> dict[str, Any]:
     named = {"x": "node_feats", "y": "edge_attrs"}
-    return {named.get(k, k): v for k, v in kwargs.items() if k != "edge_index"} | {"edge_index": edge_index}
+    return {named.get(k, k): v for k, v in kwargs.items() if k != "edge_index"} | {
+        "edge_index": edge_index
+    }
 
 
 def _left_out(config: Config, cls: type, path: str) -> str:

@@ -43,7 +43,9 @@ class Species:
 
     def groups(self, rows_each: int) -> Groups:
         """The same where each row became ``rows_each`` rows."""
-        return tuple((kind, first * rows_each, last * rows_each) for kind, first, last in self.bounds)
+        return tuple(
+            (kind, first * rows_each, last * rows_each) for kind, first, last in self.bounds
+        )
 
 
 @dataclass(frozen=True)
@@ -122,29 +124,49 @@ def _find_neighbours(edge_index: torch.Tensor, nodes: int) -> Neighbours:
 
 def _find_species(attrs: torch.Tensor) -> Species | None:
     attrs = attrs.reshape(-1, attrs.shape[-1])
-    rows, columns = attrs.nonzero(as_tuple=True)
-    if len(rows) != len(attrs) or not bool((rows == torch.arange(len(rows), device=rows.device)).all()):
+    rows = len(attrs)
+    if not rows:
+        nowhere = torch.zeros(0, dtype=torch.int64, device=attrs.device)
+        return Species(nowhere, nowhere, True, None, nowhere, ())
+    # as many non-zeros as rows and one in each row: found by size, whatever its sign
+    values, columns = attrs.max(1)
+    if int(torch.count_nonzero(attrs)) != rows:
         return None
-    values = attrs.gather(1, columns.unsqueeze(1)).squeeze(1)
-    is_sorted = bool((columns[1:] >= columns[:-1]).all())
-    order = torch.arange(len(columns), device=columns.device) if is_sorted else torch.argsort(columns, stable=True)
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
-    kinds, counts = torch.unique_consecutive(columns[order], return_counts=True)
+    ones = bool((values == 1).all())
+    if not ones:
+        columns = attrs.abs().argmax(1)
+        values = attrs.gather(1, columns.unsqueeze(1)).squeeze(1)
+        if not bool((values != 0).all()):
+            return None
+    by_species, order = torch.sort(columns, stable=True)
+    is_sorted = torch.equal(by_species, columns)
+    inverse = (
+        order
+        if is_sorted
+        else torch.empty_like(order).scatter_(0, order, torch.arange(rows, device=order.device))
+    )
+    kinds, counts = torch.unique_consecutive(by_species, return_counts=True)
     bounds, first = [], 0
     for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
         bounds.append((kind, first, first + count))
         first += count
-    ones = bool((values == 1).all())
-    return Species(order, inverse, is_sorted, None if ones else values[order], columns, tuple(bounds))
+    return Species(
+        order, inverse, is_sorted, None if ones else values[order], columns, tuple(bounds)
+    )
 
 
 def _find_blocks(edge_index: torch.Tensor, nodes: int) -> Blocks:
     senders, receivers = edge_index[0], edge_index[1]
     edges, device = len(receivers), receivers.device
-    if edges and (int(receivers.min()) < 0 or int(senders.min()) < -nodes or int(edge_index.max()) >= nodes):
-        raise IndexError(f"edge_index must lie in [0, {nodes}), got {int(edge_index.min())} to {int(edge_index.max())}")
-    senders = torch.where(senders < 0, senders + nodes, senders)  # indexing counts these from the end
+    if edges and (
+        int(receivers.min()) < 0 or int(senders.min()) < -nodes or int(edge_index.max()) >= nodes
+    ):
+        raise IndexError(
+            f"edge_index must lie in [0, {nodes}), got {int(edge_index.min())} to {int(edge_index.max())}"
+        )
+    senders = torch.where(
+        senders < 0, senders + nodes, senders
+    )  # indexing counts these from the end
     order = torch.argsort(receivers, stable=True)
     degree = torch.bincount(receivers, minlength=nodes)
     width = _width(edges / max(int((degree > 0).sum()), 1))
@@ -160,7 +182,13 @@ def _find_blocks(edge_index: torch.Tensor, nodes: int) -> Blocks:
     sender = senders[edge.flatten()]
     slot = torch.empty(edges, dtype=torch.int64, device=device)
     slot[order] = slots
-    return Blocks(width, source, slot, sender, torch.repeat_interleave(torch.arange(nodes, device=device), blocks))
+    return Blocks(
+        width,
+        source,
+        slot,
+        sender,
+        torch.repeat_interleave(torch.arange(nodes, device=device), blocks),
+    )
 
 
 def _width(mean_degree: float) -> int:
@@ -180,7 +208,11 @@ def _shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Grou
         return find(tensor)
     kept: dict[str, tuple[int, torch.Tensor | None, Any]] = _cache.setdefault(tensor, {})
     found = kept.get(kind)
-    if found is not None and found[0] == version and (found[1] is None or torch.equal(found[1], tensor)):
+    if (
+        found is not None
+        and found[0] == version
+        and (found[1] is None or torch.equal(found[1], tensor))
+    ):
         grouping: Grouping = found[2]
         return grouping
     with torch.inference_mode(False), torch.no_grad():  # a later call may want gradients

@@ -19,12 +19,17 @@ def split_blocks(x: torch.Tensor, irreps: Irreps) -> list[torch.Tensor]:
     """Views [rows, mul, 2l+1] of the blocks of mul_ir rows [rows, dim]."""
     rows = x.shape[0]
     parts = x.split([block.dim for block in irreps], dim=-1)
-    return [part.reshape(rows, block.mul, block.ir_dim) for part, block in zip(parts, irreps, strict=True)]
+    return [
+        part.reshape(rows, block.mul, block.ir_dim)
+        for part, block in zip(parts, irreps, strict=True)
+    ]
 
 
 def join_blocks(blocks: list[torch.Tensor], rows: int, like: torch.Tensor) -> torch.Tensor:
     """mul_ir rows [rows, dim] from blocks [rows, mul, 2l+1]; inverse of `split_blocks`."""
-    flat = [block.reshape(rows, block.shape[1:].numel()) for block in blocks if block.shape[1:].numel()]
+    flat = [
+        block.reshape(rows, block.shape[1:].numel()) for block in blocks if block.shape[1:].numel()
+    ]
     if not flat:
         return like.new_zeros((rows, 0))
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
@@ -49,7 +54,10 @@ def rows_mul_ir(x: torch.Tensor, irreps: Irreps) -> torch.Tensor:
         return x
     parts = x.split([block.dim for block in irreps], dim=-1)
     rows = x.shape[0]
-    blocks = [part.reshape(rows, *shape).transpose(1, 2) for part, shape in zip(parts, flipped, strict=True)]
+    blocks = [
+        part.reshape(rows, *shape).transpose(1, 2)
+        for part, shape in zip(parts, flipped, strict=True)
+    ]
     return join_blocks(blocks, rows, x)
 
 
@@ -62,12 +70,17 @@ def split_weights(weight: torch.Tensor, shapes: list[tuple[int, ...]]) -> list[t
     if not shapes:
         return []
     parts = weight.split([prod(shape) for shape in shapes], dim=-1) if len(shapes) > 1 else [weight]
-    return [part.reshape(*weight.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
+    return [
+        part.reshape(*weight.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)
+    ]
 
 
 def join_weights(parts: list[torch.Tensor], shapes: list[tuple[int, ...]]) -> torch.Tensor:
     """Flat weights from one tensor for each path; inverse of `split_weights`."""
-    flat = [part.reshape(*part.shape[: part.dim() - len(shape)], -1) for part, shape in zip(parts, shapes, strict=True)]
+    flat = [
+        part.reshape(*part.shape[: part.dim() - len(shape)], -1)
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
     return torch.cat(flat, dim=-1)
 
 

@@ -88,19 +88,29 @@ class Registry:
                 continue
             answer = self._ask(backend, descriptor, context)
             if isinstance(answer, Plan):
-                self.event(Event("planned", str(descriptor), f"{answer.backend}: {answer.strategy}"))
+                self.event(
+                    Event("planned", str(descriptor), f"{answer.backend}: {answer.strategy}")
+                )
                 return answer, refusals
             refusals.append(answer)
         self.event(Event("refused", str(descriptor), "; ".join(map(str, refusals))))
         return None, refusals
 
-    def _ask(self, backend: Backend, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
+    def _ask(
+        self, backend: Backend, descriptor: Descriptor, context: PlanContext
+    ) -> Plan | Refusal:
         """A backend's answer; one of another kind of device isn't even asked whether it is available."""
         device_type = getattr(backend, "device_type", None)
         if device_type not in (None, context.device.type):
-            return Refusal(backend.name, f"plans for {device_type}, the tensors are on {context.device.type}")
+            return Refusal(
+                backend.name, f"plans for {device_type}, the tensors are on {context.device.type}"
+            )
         availability = self.available(backend)
-        return _ask(backend, descriptor, context) if availability.ok else Refusal(backend.name, availability.reason)
+        return (
+            _ask(backend, descriptor, context)
+            if availability.ok
+            else Refusal(backend.name, availability.reason)
+        )
 
     def kernel_source(self, plan: Plan) -> KernelSource | None:
         """The source a plugin puts in place of a plan's own."""
@@ -159,7 +169,9 @@ class Registry:
                 continue
             answer: Any = finish(()) if finish else None
             try:
-                found = implementation.function(*map(arguments.__getitem__, implementation.argnames))
+                found = implementation.function(
+                    *map(arguments.__getitem__, implementation.argnames)
+                )
                 answer = finish(found) if finish else found
             except Exception as raised:
                 error = f"{type(raised).__name__}: {raised}"

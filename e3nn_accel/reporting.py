@@ -53,7 +53,9 @@ class Report:
 
     def to_json(self) -> str:
         """Heading and rows as JSON."""
-        return json.dumps({"heading": self.heading, "rows": [asdict(row) for row in self.rows]}, indent=1)
+        return json.dumps(
+            {"heading": self.heading, "rows": [asdict(row) for row in self.rows]}, indent=1
+        )
 
     @property
     def fallbacks(self) -> tuple[Row, ...]:
@@ -75,7 +77,16 @@ def report() -> Report:
             key = (type(module).__name__, operation, backend, detail)
             grouped[key].append((usage.calls, usage.seconds))
     rows = [
-        Row("", cls, operation, backend, detail, len(uses), sum(c for c, _ in uses), sum(s for _, s in uses))
+        Row(
+            "",
+            cls,
+            operation,
+            backend,
+            detail,
+            len(uses),
+            sum(c for c, _ in uses),
+            sum(s for _, s in uses),
+        )
         for (cls, operation, backend, detail), uses in grouped.items()
     ]
     rows.sort(key=lambda row: (row.backend == "e3nn", row.cls, row.operation, -row.calls))
@@ -106,7 +117,10 @@ def explain(model: Any) -> Report:
         rows.extend(_explain_module(model, path, module))
     fallbacks = sum(row.backend == "e3nn" for row in rows)
     name = type(model).__name__
-    return Report(f"{name}: {len(rows)} operations, {len(rows) - fallbacks} accelerated, {fallbacks} on e3nn", tuple(rows))
+    return Report(
+        f"{name}: {len(rows)} operations, {len(rows) - fallbacks} accelerated, {fallbacks} on e3nn",
+        tuple(rows),
+    )
 
 
 def _explain_module(model: Any, path: str, module: Any) -> list[Row]:
@@ -125,7 +139,10 @@ def _explain_module(model: Any, path: str, module: Any) -> list[Row]:
                 usage.calls, usage.seconds)
             for (operation, backend, reason), usage in runner.usage.items()
         ]  # fmt: skip
-    tensor = next((t for t in [*module.parameters(), *model.parameters()] if t.is_floating_point()), torch.empty(0))
+    tensor = next(
+        (t for t in [*module.parameters(), *model.parameters()] if t.is_floating_point()),
+        torch.empty(0),
+    )
     operation = "convolution" if _fused_by_its_block(model, path) else target.operation
     backend, detail = dispatcher.explain(module, runner, operation, tensor.dtype, tensor.device)
     return [Row(path, type(module).__name__, operation, backend, detail, 1, 0, 0.0)]
@@ -141,7 +158,11 @@ def at_exit(config: Config) -> None:
     result = report()
     if result.rows and len(result.fallbacks) == len(result.rows):
         top = max(result.rows, key=lambda row: row.calls)
-        warnings.warn(f"e3nn_accel accelerated nothing; most calls: {top.cls}: {top.detail}", FallbackWarning, stacklevel=1)
+        warnings.warn(
+            f"e3nn_accel accelerated nothing; most calls: {top.cls}: {top.detail}",
+            FallbackWarning,
+            stacklevel=1,
+        )
     if config.report == "1":
         sys.stderr.write(f"{result}\n")
     elif config.report not in ("", "0"):
@@ -151,7 +172,11 @@ def at_exit(config: Config) -> None:
 def _state() -> str:
     config = switch.active.config
     if config is None:
-        return f"off, {len(switch.active.models)} modules accelerated singly" if switch.active.models else "off"
+        return (
+            f"off, {len(switch.active.models)} modules accelerated singly"
+            if switch.active.models
+            else "off"
+        )
     return "on, strict" if config.strict else "on"
 
 
@@ -166,6 +191,15 @@ def _table(rows: tuple[Row, ...]) -> list[str]:
     titles = {"cls": "class", "seconds": "ms"}
     cells = [[titles.get(name, name) for name in columns]]
     for row in rows:
-        cells.append([f"{row.seconds * 1e3:.1f}" if name == "seconds" else str(getattr(row, name)) for name in columns])
+        cells.append(
+            [
+                f"{row.seconds * 1e3:.1f}" if name == "seconds" else str(getattr(row, name))
+                for name in columns
+            ]
+        )
     widths = [max(len(line[n]) for line in cells) for n in range(len(columns))]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return [
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]

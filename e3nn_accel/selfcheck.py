@@ -24,7 +24,9 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 ROWS, EDGES, SEED = 4, 7, 20240229
 
 
-def compare(plan: Plan, module: torch.nn.Module, operation: str, dtype: torch.dtype, device: torch.device) -> str:
+def compare(
+    plan: Plan, module: torch.nn.Module, operation: str, dtype: torch.dtype, device: torch.device
+) -> str:
     """What differs between the plan and stock e3nn, or an empty string.
 
     Returns:
@@ -56,8 +58,12 @@ def _generator() -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(SEED)
 
 
-def _randn(shape: Sequence[int], like: torch.Generator, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.randn(tuple(shape), generator=like, dtype=torch.float64, device="cpu").to(device, dtype)
+def _randn(
+    shape: Sequence[int], like: torch.Generator, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    return torch.randn(tuple(shape), generator=like, dtype=torch.float64, device="cpu").to(
+        device, dtype
+    )
 
 
 def _randomised(module: Any, dtype: torch.dtype, device: torch.device) -> Any:
@@ -68,7 +74,9 @@ def _randomised(module: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return module.to(device=device, dtype=dtype)
 
 
-def _random_inputs(module: Any, operation: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
+def _random_inputs(
+    module: Any, operation: str, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, ...]:
     """Inputs of the operation: unsorted edges, an isolated node, mixed species."""
     generator = _generator()
 
@@ -76,7 +84,11 @@ def _random_inputs(module: Any, operation: str, dtype: torch.dtype, device: torc
         return _randn(shape, generator, dtype, device).requires_grad_(True)
 
     if operation == "linear":
-        columns = tuple(module.weight.shape[:1]) if module.internal_weights and module.weight.dim() > 1 else ()
+        columns = (
+            tuple(module.weight.shape[:1])
+            if module.internal_weights and module.weight.dim() > 1
+            else ()
+        )
         return (draw(ROWS, *columns, module.irreps_in.dim), *_external_linear(module, draw))
     if operation == "contraction":
         species, _, channels = module.contractions[0].weights_max.shape
@@ -84,10 +96,16 @@ def _random_inputs(module: Any, operation: str, dtype: torch.dtype, device: torc
         hot = torch.nn.functional.one_hot(picked, species).to(device, dtype)
         return draw(ROWS, channels, module.contractions[0].coupling_irreps.dim), hot
     rows = EDGES if operation == "convolution" else ROWS
-    weight = () if module.internal_weights else (draw(*(() if module.shared_weights else (rows,)), module.weight_numel),)
+    weight = (
+        ()
+        if module.internal_weights
+        else (draw(*(() if module.shared_weights else (rows,)), module.weight_numel),)
+    )
     y = draw(rows, module.irreps_in2.dim)
     if operation == "convolution":
-        edges = torch.tensor([[0, 1, 2, 3, 0, 1, 2], [2, 0, 2, 1, 0, 2, 0]], device=device)  # nothing reaches node 3
+        edges = torch.tensor(
+            [[0, 1, 2, 3, 0, 1, 2], [2, 0, 2, 1, 0, 2, 0]], device=device
+        )  # nothing reaches node 3
         weight = weight or (module.weight,)
         return draw(ROWS, module.irreps_in1.dim), y, *weight, edges
     if operation == "tensor_product" and _only_scalars(module.irreps_in2):
@@ -111,7 +129,9 @@ def _run_stock(module: Any, operation: str, inputs: tuple[torch.Tensor, ...]) ->
     if operation == "convolution":
         x, y, weight, edges = inputs
         messages = stock_call(module, (x[edges[0]], y, weight), {})
-        return torch.zeros(len(x), messages.shape[1], dtype=x.dtype, device=x.device).index_add(0, edges[1], messages)
+        return torch.zeros(len(x), messages.shape[1], dtype=x.dtype, device=x.device).index_add(
+            0, edges[1], messages
+        )
     if operation == "contraction":
         inputs = inputs[:2]
     out: torch.Tensor = stock_call(module, inputs, {})
@@ -128,13 +148,18 @@ def _stock(
     return _run_stock(module, operation, inputs), leaves
 
 
-def _operands(module: Any, operation: str, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _operands(
+    module: Any, operation: str, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
     if operation == "linear":
         return inputs if len(inputs) == 3 else (inputs[0], module.weight, module.bias)
     if operation == "contraction":
         from e3nn_accel.patches.symmetric_contraction import weights_of
 
-        return (*inputs, *(weight for contraction in module.contractions for weight in weights_of(contraction)))
+        return (
+            *inputs,
+            *(weight for contraction in module.contractions for weight in weights_of(contraction)),
+        )
     if operation == "tensor_product":
         x, y = inputs[:2]
         y = x if type(module).__name__ == "TensorSquare" else y
@@ -142,13 +167,19 @@ def _operands(module: Any, operation: str, inputs: tuple[torch.Tensor, ...]) -> 
     return inputs
 
 
-def _differences(found: torch.Tensor, expected: torch.Tensor, leaves: dict[str, torch.Tensor], tolerance: float) -> str:
+def _differences(
+    found: torch.Tensor, expected: torch.Tensor, leaves: dict[str, torch.Tensor], tolerance: float
+) -> str:
     finding = _difference("value", found, expected, tolerance)
     if finding or not leaves or not expected.requires_grad:
         return finding
     direction = _randn(expected.shape, _generator(), expected.dtype, expected.device)
     tensors = list(leaves.values())
-    ours = torch.autograd.grad(found, tensors, direction, allow_unused=True) if found.requires_grad else [None] * len(tensors)
+    ours = (
+        torch.autograd.grad(found, tensors, direction, allow_unused=True)
+        if found.requires_grad
+        else [None] * len(tensors)
+    )
     stocks = torch.autograd.grad(expected, tensors, direction, allow_unused=True)
     for name, leaf, a, b in zip(leaves, tensors, ours, stocks, strict=True):
         a = torch.zeros_like(leaf) if a is None else a
@@ -166,6 +197,10 @@ def _difference(what: str, found: torch.Tensor, expected: torch.Tensor, toleranc
     size = float(torch.linalg.vector_norm(expected.detach()))
     if error <= tolerance * max(size, 1e-30) or (error == 0.0):
         return ""
-    if not bool(torch.isfinite(expected).all()) and torch.equal(torch.isfinite(found), torch.isfinite(expected)):
+    if not bool(torch.isfinite(expected).all()) and torch.equal(
+        torch.isfinite(found), torch.isfinite(expected)
+    ):
         return ""  # nothing can be said of a result that stock e3nn itself can't represent
-    return f"{what} differs by {error / max(size, 1e-30):.2e} of its norm (tolerance {tolerance:.0e})"
+    return (
+        f"{what} differs by {error / max(size, 1e-30):.2e} of its norm (tolerance {tolerance:.0e})"
+    )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
-from e3nn_accel._start._e3nn_accel_boot import when_imported
+from e3nn_accel._start._e3nn_accel_boot import when_imported, withdraw
 from e3nn_accel.config import Config
 from e3nn_accel.errors import AccelError, E3nnAccelWarning, FallbackWarning
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from e3nn_accel.dispatch import Dispatcher
     from e3nn_accel.hookspecs import Target
     from e3nn_accel.interception import Interception
+    from e3nn_accel.registry import Registry
 
 log = logging.getLogger("e3nn_accel")
 log.addHandler(logging.NullHandler())
@@ -74,6 +75,7 @@ def disable() -> None:
         active.config = None
         active.models.clear()
         _remove()
+    withdraw()  # what the variable E3NN_ACCEL has set up, if e3nn isn't imported yet
 
 
 def is_enabled() -> bool:
@@ -89,11 +91,10 @@ def enabled(**options: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        with _lock:
-            if before is not None or active.models:
-                _switch(before)
-            else:
-                disable()
+        if before is not None or active.models:
+            _switch(before)
+        else:
+            disable()
 
 
 def accelerate(model: Model, **options: Any) -> Model:
@@ -117,8 +118,8 @@ def accelerate(model: Model, **options: Any) -> Model:
             active.models[module] = (config, path)
             if active.dispatcher is not None:
                 active.dispatcher.runners.pop(module, None)
-        _install_or_warn(config)
-        interception = active.interception
+    _install_or_warn(config)
+    interception = active.interception
     if interception is None:  # warned already
         return model
     if not any(interception.has(cls) for module in model.modules() for cls in type(module).__mro__):
@@ -139,37 +140,48 @@ def _switch(config: Config | None) -> None:
             active.dispatcher.runners.clear()  # every module is planned anew at its next call
             if config is not None and config.blocked_plugins != active.dispatcher.registry.blocked:
                 _remove()
-        if active.interception is None:  # at once where e3nn is imported
-            active.cancel.append(when_imported({"e3nn.o3": _install_or_warn}, strict=True))
+        wait = active.interception is None
+    if wait:  # at once where e3nn is imported
+        cancel = when_imported({"e3nn.o3": _install_or_warn}, strict=True)
+        with _lock:
+            active.cancel.append(cancel)
 
 
 def _install_or_warn(config: Config | None = None) -> None:
-    """Install for this configuration, by default the global one; strict mode raises errors."""
-    with _lock:
-        config = active.config or config
-        if active.interception is not None or (config is None and not active.models):
-            return
-        try:
-            _install(config or Config.from_env())
-        except Exception as error:
+    """Install for this configuration, by default the global one; strict mode raises errors.
+
+    Plugins are loaded without holding the lock: one may import what another thread is importing,
+    which may be waiting here to be told that its import of e3nn is done.
+    """
+    config = active.config or config
+    if active.interception is not None or (config is None and not active.models):
+        return
+    try:
+        from e3nn_accel.registry import load
+
+        settings = config or Config.from_env()
+        registry = load(settings)
+        with _lock:
+            if active.interception is None:
+                _install(settings, registry)
+    except Exception as error:
+        with _lock:
             _remove()
             active.config = None
             active.models.clear()
-            if config is not None and config.strict:
-                raise
-            log.info("enabling failed", exc_info=True)
-            message = f"e3nn_accel stays off: {type(error).__name__}: {error}"
-            warnings.warn(message, E3nnAccelWarning, stacklevel=2)
+        if config is not None and config.strict:
+            raise
+        log.info("enabling failed", exc_info=True)
+        message = f"e3nn_accel stays off: {type(error).__name__}: {error}"
+        warnings.warn(message, E3nnAccelWarning, stacklevel=2)
 
 
-def _install(config: Config) -> None:
-    """Load the plugins and wrap what is imported; the rest is wrapped when its module is imported."""
+def _install(config: Config, registry: Registry) -> None:
+    """Wrap what is imported; the rest is wrapped when its module is imported."""
     from e3nn_accel.dispatch import Dispatcher
     from e3nn_accel.interception import Interception
     from e3nn_accel.patches import mace
-    from e3nn_accel.registry import load
 
-    registry = load(config)
     active.dispatcher = Dispatcher(registry, active.settings_of)
     active.interception = Interception()
     active.seen.clear()

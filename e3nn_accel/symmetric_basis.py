@@ -58,18 +58,24 @@ def symmetric_basis(coupling: Coupling, epsilon: float) -> SymmetricBasis:
     negligible = max(ROUNDINGS * epsilon, FLOOR)
     monomials, table = _polynomials(coupling, negligible)
     if not monomials:
-        return SymmetricBasis((), np.zeros((0, coupling.shape[0], 0)), np.zeros((coupling.shape[-1], 0)))
+        return SymmetricBasis(
+            (), np.zeros((0, coupling.shape[0], 0)), np.zeros((coupling.shape[-1], 0))
+        )
     paths = len(table)
     rows = table.reshape(paths, -1)
     tolerance = negligible * np.abs(rows).max()
     kept, directions = _independent_rows(rows, tolerance)
     coordinates = rows @ directions.T
-    projection: NDArray[np.float64] = np.linalg.solve(coordinates[kept].T, coordinates.T).T.astype(np.float64)
+    projection: NDArray[np.float64] = np.linalg.solve(coordinates[kept].T, coordinates.T).T.astype(
+        np.float64
+    )
     projection[kept] = np.eye(len(kept))
     return SymmetricBasis(monomials, table[kept], projection)
 
 
-def _polynomials(coupling: Coupling, negligible: float) -> tuple[tuple[Monomial, ...], NDArray[np.float64]]:
+def _polynomials(
+    coupling: Coupling, negligible: float
+) -> tuple[tuple[Monomial, ...], NDArray[np.float64]]:
     """Coefficients [paths, 2l+1, monomials] of each path, summed over the orders of the same features."""
     sums: defaultdict[tuple[Monomial, int, int], float] = defaultdict(float)
     for index, value in zip(coupling.indices.tolist(), coupling.values.tolist(), strict=True):
@@ -85,7 +91,9 @@ def _polynomials(coupling: Coupling, negligible: float) -> tuple[tuple[Monomial,
     return monomials, table
 
 
-def _independent_rows(rows: NDArray[np.float64], tolerance: float) -> tuple[list[int], NDArray[np.float64]]:
+def _independent_rows(
+    rows: NDArray[np.float64], tolerance: float
+) -> tuple[list[int], NDArray[np.float64]]:
     """Rows that span all, sparse ones first, and orthonormal directions of what they span.
 
     What is left of the other rows outside that span is below the tolerance.

@@ -12,9 +12,25 @@ from e3nn_accel.patches.arguments import mismatch, wrong_last_dimension
 
 
 def bind(
-    module: Any, features: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
+    module: Any,
+    features: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> Call | str:
     """The operands of ``Linear.forward``, or why stock e3nn takes the call."""
+    own = module.__dict__["_parameters"].get("weight")
+    if (
+        weight is None
+        and bias is None
+        and own is not None
+        and own.dim() == 1
+        and not module.bias_numel
+    ):
+        # the ordinary case, cheap: a plan meets a wrong last dimension with an error, then stock with its own
+        reason = mismatch(features, own)
+        return reason or Call(
+            "linear", (features, own, module.__dict__["_buffers"].get("bias", own))
+        )
     external = weight is not None or bias is not None
     if weight is None:
         if module.weight_numel > 0 and not module.internal_weights:
@@ -32,9 +48,15 @@ def bind(
     return reason or Call("linear", operands)
 
 
-def _wrong_weights(module: Any, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> str:
+def _wrong_weights(
+    module: Any, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> str:
     """Shapes that stock e3nn would reject, or would read otherwise than a plan."""
-    columns = module.weight.shape[:-1] if module.internal_weights and module.weight.dim() > 1 else torch.Size()
+    columns = (
+        module.weight.shape[:-1]
+        if module.internal_weights and module.weight.dim() > 1
+        else torch.Size()
+    )
     if columns and (features.dim() < 2 or features.shape[-2] != columns[0]):
         return f"the input has shape {tuple(features.shape)}, wanted (..., {columns[0]}, {module.irreps_in.dim})"
     rows = features.shape[: features.dim() - 1 - (len(columns) > 0)].numel()
@@ -64,9 +86,14 @@ def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor |
     m: Any = module
     own_weights = m.internal_weights and m.weight_numel > 0
     if not own_weights and _has_feature_columns(m):
-        raise NotImplementedError("feature columns (f_in) are known from a Linear's own weights only, it has none")
+        raise NotImplementedError(
+            "feature columns (f_in) are known from a Linear's own weights only, it has none"
+        )
     columns = tuple(m.weight.shape[:-1]) if own_weights and m.weight.dim() > 1 else (None, None)
-    paths = tuple(LinearPath(i.i_in, i.i_out, tuple(i.path_shape), float(i.path_weight)) for i in m.instructions)
+    paths = tuple(
+        LinearPath(i.i_in, i.i_out, tuple(i.path_shape), float(i.path_weight))
+        for i in m.instructions
+    )
     d = LinearDescriptor(
         irreps_of(m.irreps_in), irreps_of(m.irreps_out), paths, columns[0], columns[1],
         bool(m.shared_weights), bool(m.internal_weights),

@@ -41,4 +41,6 @@ def fusion_property(fusible: Callable[[torch.nn.Module], bool]) -> property:
             raise AttributeError(NAME)
         del block.__dict__[NAME]
 
-    return property(get, put, remove, "True where gather, product and scatter run as one operation.")
+    return property(
+        get, put, remove, "True where gather, product and scatter run as one operation."
+    )

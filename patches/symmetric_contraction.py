@@ -64,7 +64,9 @@ def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor |
         couplings = []
         for nu in range(1, contraction.correlation + 1):
             u = getattr(contraction, f"U_matrix_{nu}").detach().cpu()
-            u = u.unsqueeze(0) if u.dim() == nu + 1 else u  # a scalar output lacks the axis of components
+            u = (
+                u.unsqueeze(0) if u.dim() == nu + 1 else u
+            )  # a scalar output lacks the axis of components
             couplings.append(Coupling.of(u.numpy()))
         outputs.append(ContractionOutput((couplings[0].shape[0] - 1) // 2, tuple(couplings)))
     weight = m.contractions[0].weights_max

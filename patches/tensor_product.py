@@ -21,10 +21,16 @@ from e3nn_accel.hookspecs import Call, Target, hookimpl
 from e3nn_accel.patches.arguments import mismatch, wrong_last_dimension
 
 
-def bind(module: Any, x: Any, y: Any, weight: Any = None, edge_index: torch.Tensor | None = None) -> Call | str:
+def bind(
+    module: Any, x: Any, y: Any, weight: Any = None, edge_index: torch.Tensor | None = None
+) -> Call | str:
     """The operands of ``TensorProduct.forward``, or of a convolution where ``edge_index`` is given."""
     reason = mismatch(x, y)
-    reason = reason or wrong_last_dimension("x", x, module._in1_dim) or wrong_last_dimension("y", y, module._in2_dim)
+    reason = (
+        reason
+        or wrong_last_dimension("x", x, module._in1_dim)
+        or wrong_last_dimension("y", y, module._in2_dim)
+    )
     if reason:
         return reason
     weight = module._get_weights(weight)  # raises what stock raises
@@ -32,10 +38,14 @@ def bind(module: Any, x: Any, y: Any, weight: Any = None, edge_index: torch.Tens
         reason = mismatch(x, weight)
         if reason:
             return reason
-    if module.output_mask.dtype != x.dtype:  # the dtype of the constants, which e3nn doesn't convert
+    if (
+        module.output_mask.dtype != x.dtype
+    ):  # the dtype of the constants, which e3nn doesn't convert
         return f"the module is {module.output_mask.dtype}, the input {x.dtype}"
     if edge_index is None:
-        shapes = [x.shape[:-1], y.shape[:-1]] + ([] if module.shared_weights else [weight.shape[:-1]])
+        shapes = [x.shape[:-1], y.shape[:-1]] + (
+            [] if module.shared_weights else [weight.shape[:-1]]
+        )
         if any(shape != shapes[0] for shape in shapes):
             try:
                 torch.broadcast_shapes(*shapes)
@@ -59,7 +69,12 @@ def bind_square(module: Any, x: torch.Tensor, weight: Any = None) -> Call | str:
 @hookimpl
 def e3nn_accel_targets() -> list[Target]:
     """The classes of e3nn with this forward; TensorSquare's own hands on to it."""
-    names = ("TensorProduct", "FullyConnectedTensorProduct", "ElementwiseTensorProduct", "FullTensorProduct")
+    names = (
+        "TensorProduct",
+        "FullyConnectedTensorProduct",
+        "ElementwiseTensorProduct",
+        "FullTensorProduct",
+    )
     targets = [Target(f"e3nn.o3:{name}", bind, "tensor_product") for name in names]
     return [*targets, Target("e3nn.o3:TensorSquare", bind_square, "tensor_product")]
 
@@ -69,7 +84,9 @@ def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor |
     """Describe any tensor product of e3nn."""
     from e3nn import o3
 
-    if operation not in ("tensor_product", "convolution") or not isinstance(module, o3.TensorProduct):
+    if operation not in ("tensor_product", "convolution") or not isinstance(
+        module, o3.TensorProduct
+    ):
         return None
     m: Any = module
     in1, in2, out = irreps_of(m.irreps_in1), irreps_of(m.irreps_in2), irreps_of(m.irreps_out)
@@ -82,12 +99,20 @@ def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor |
         )
         for i in m.instructions
     )  # fmt: skip
-    product = TensorProductDescriptor(in1, in2, out, paths, bool(m.shared_weights), bool(m.internal_weights))
+    product = TensorProductDescriptor(
+        in1, in2, out, paths, bool(m.shared_weights), bool(m.internal_weights)
+    )
     return ConvolutionDescriptor(product) if operation == "convolution" else product
 
 
 def _coupling(
-    mode: str, has_weight: bool, l1: int, l2: int, l3: int, specialized: bool, buffers: dict[str, torch.Tensor]
+    mode: str,
+    has_weight: bool,
+    l1: int,
+    l2: int,
+    l3: int,
+    specialized: bool,
+    buffers: dict[str, torch.Tensor],
 ) -> Coupling:
     """C[i,j,k] as e3nn's generated code has it: exact identities where it specialises, else its constants.
 
@@ -106,7 +131,9 @@ def _coupling(
         if mode == "uuu" and (l1, l2, l3) == (1, 1, 1):
             return Coupling.of(_cross_product() / sqrt(6))
     stored = buffers.get(f"_w3j_{l1}_{l2}_{l3}")
-    return Coupling.of((compat.wigner_3j(l1, l2, l3) if stored is None else stored.detach().cpu()).numpy())
+    return Coupling.of(
+        (compat.wigner_3j(l1, l2, l3) if stored is None else stored.detach().cpu()).numpy()
+    )
 
 
 def _cross_product() -> np.ndarray:

@@ -120,6 +120,7 @@ def mace(interaction: str = "RealAgnosticResidualInteractionBlock", **options: A
 
 def molecules(copies: int = 2) -> dict[str, torch.Tensor]:
     """A batch of slightly different water molecules, as MACE takes it, in float64."""
+    pytest.importorskip("mace")
     from ase.build import molecule
     from mace import data, tools
     from mace.tools.torch_geometric import Batch

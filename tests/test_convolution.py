@@ -307,7 +307,7 @@ def bad_edges(name: str) -> torch.Tensor:
     ],
 )
 def test_bad_edges_behave_as_unfused(name: str) -> None:
-    """Indices out of range or of another dtype: the result, or kind of error, of the unfused way."""
+    """Indices out of range or of another dtype: the result, or kind of error, of a block's way."""
     module = MIXED.build()
     edge_index = bad_edges(name)
     operands = operands_of(MIXED, module, 6, 8)

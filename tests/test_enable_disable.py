@@ -8,7 +8,9 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import fresh_python
 import pytest
 import torch
 from e3nn import o3
@@ -552,3 +554,29 @@ def test_a_whole_mace_before_and_after() -> None:
         same(energy_and_forces(model, batch), stock, 1e-9)
         assert not e3nn_accel.explain(model).fallbacks
     assert all(map(torch.equal, energy_and_forces(model, batch), stock))
+
+
+WHILE_IMPORTED = """
+import sys, threading
+import e3nn_accel
+from e3nn_accel._start._e3nn_accel_boot import when_imported
+
+finished = []
+
+def enabled_by_another_thread():
+    thread = threading.Thread(target=e3nn_accel.enable, daemon=True)
+    thread.start()
+    thread.join(20)
+    finished.append(not thread.is_alive())
+
+when_imported({"e3nn.o3": enabled_by_another_thread})
+from e3nn import o3
+assert finished == [True], finished
+assert "__call__" in vars(o3.Linear)
+"""
+
+
+def test_enabled_by_a_thread_while_another_imports_e3nn(tmp_path: Path) -> None:
+    """Neither waits for the other for ever: enabling asks for no import lock."""
+    python = fresh_python.make(tmp_path / "python", start_files=False)
+    python.run("-c", WHILE_IMPORTED)

@@ -30,7 +30,9 @@ class ConvolutionKernels(Protocol):
     Shapes: x [nodes, dim1], y [edges, dim2], w [edges, weights], g and the result [nodes, dim_out].
     """
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Neighbours) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Neighbours
+    ) -> torch.Tensor:
         """F(x, y, w)."""
         ...
 
@@ -62,7 +64,11 @@ class ConvolutionKernels(Protocol):
 
 
 def convolution(
-    x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Neighbours, kernels: ConvolutionKernels
+    x: torch.Tensor,
+    y: torch.Tensor,
+    w: torch.Tensor,
+    graph: Neighbours,
+    kernels: ConvolutionKernels,
 ) -> torch.Tensor:
     """F(x, y, w), differentiable to any order."""
     out: torch.Tensor = _Forward.apply(x, y, w, graph, kernels)  # type: ignore[no-untyped-call]
@@ -71,7 +77,9 @@ def convolution(
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Any, kernels: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Any, kernels: Any
+    ) -> torch.Tensor:
         x, y, w = x.contiguous(), y.contiguous(), w.contiguous()
         ctx.save_for_backward(x, y, w)
         ctx.graph, ctx.kernels = graph, kernels
@@ -109,7 +117,10 @@ class _Backward(torch.autograd.Function):
         operands = ctx.saved_tensors
         if all(h is None for h in grads):
             return (None,) * 7
-        tangents = [torch.zeros_like(of) if h is None else h for h, of in zip(grads, operands[1:], strict=True)]
+        tangents = [
+            torch.zeros_like(of) if h is None else h
+            for h, of in zip(grads, operands[1:], strict=True)
+        ]
         if torch.is_grad_enabled():  # a derivative of this one will be asked for: compose it
             found = _composed(operands, tangents, ctx.graph, ctx.kernels)
         else:
@@ -118,7 +129,10 @@ class _Backward(torch.autograd.Function):
 
 
 def _composed(
-    operands: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor], graph: Neighbours, kernels: ConvolutionKernels
+    operands: Sequence[torch.Tensor],
+    tangents: Sequence[torch.Tensor],
+    graph: Neighbours,
+    kernels: ConvolutionKernels,
 ) -> Optional4:
     """The second derivatives out of differentiable pieces; operands g, x, y, w, tangents of x, y, w."""
     g, x, y, w = operands

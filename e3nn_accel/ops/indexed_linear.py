@@ -18,7 +18,9 @@ Groups = tuple[tuple[int, int, int], ...]
 """(class, first row, last row + 1) of each class that occurs."""
 
 
-def indexed_linear(x: torch.Tensor, weight: torch.Tensor, groups: Groups, scale: float) -> torch.Tensor:
+def indexed_linear(
+    x: torch.Tensor, weight: torch.Tensor, groups: Groups, scale: float
+) -> torch.Tensor:
     """Multiply each group of rows with the matrix of its class.
 
     Args:
@@ -36,7 +38,9 @@ def indexed_linear(x: torch.Tensor, weight: torch.Tensor, groups: Groups, scale:
 
 class _IndexedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, groups: Groups, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, groups: Groups, scale: float
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.groups, ctx.scale = groups, scale
         out = x.new_empty((x.shape[0], weight.shape[2]))
@@ -48,7 +52,11 @@ class _IndexedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        grad_x = indexed_linear(grads[0], weight.transpose(0, 2), ctx.groups, ctx.scale) if gradient_wanted(ctx, 0) else None
+        grad_x = (
+            indexed_linear(grads[0], weight.transpose(0, 2), ctx.groups, ctx.scale)
+            if gradient_wanted(ctx, 0)
+            else None
+        )
         grad_weight = None
         if gradient_wanted(ctx, 1):
             grad_weight = _IndexedOuter.apply(x, grads[0], ctx.groups, weight.shape[1], ctx.scale)  # type: ignore[no-untyped-call]
@@ -59,18 +67,26 @@ class _IndexedOuter(torch.autograd.Function):
     """out[:, class, :] = scale * sum over the rows of the class of x[r] (outer) g[r]."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, g: torch.Tensor, groups: Groups, classes: int, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, g: torch.Tensor, groups: Groups, classes: int, scale: float
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, g)
         ctx.groups, ctx.scale = groups, scale
         out = x.new_zeros((x.shape[1], classes, g.shape[1]))
         for kind, first, last in groups:
-            out[:, kind, :] = torch.addmm(out[:, kind, :], x[first:last].T, g[first:last], beta=0, alpha=scale)
+            out[:, kind, :] = torch.addmm(
+                out[:, kind, :], x[first:last].T, g[first:last], beta=0, alpha=scale
+            )
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, g = ctx.saved_tensors
         h = grads[0]
-        grad_x = indexed_linear(g, h.transpose(0, 2), ctx.groups, ctx.scale) if gradient_wanted(ctx, 0) else None
+        grad_x = (
+            indexed_linear(g, h.transpose(0, 2), ctx.groups, ctx.scale)
+            if gradient_wanted(ctx, 0)
+            else None
+        )
         grad_g = indexed_linear(x, h, ctx.groups, ctx.scale) if gradient_wanted(ctx, 1) else None
         return grad_x, grad_g, None, None, None

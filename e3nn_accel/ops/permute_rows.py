@@ -28,7 +28,9 @@ def rows_to_slots(rows: torch.Tensor, source: torch.Tensor, slot: torch.Tensor) 
 
 class _RowsToSlots(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, source: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, rows: torch.Tensor, source: torch.Tensor, slot: torch.Tensor
+    ) -> torch.Tensor:
         ctx.save_for_backward(source, slot)
         if len(source) == len(slot):
             return rows.index_select(0, source)
@@ -44,7 +46,9 @@ class _RowsToSlots(torch.autograd.Function):
 
 class _SlotsToRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, slots: torch.Tensor, source: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, slots: torch.Tensor, source: torch.Tensor, slot: torch.Tensor
+    ) -> torch.Tensor:
         ctx.save_for_backward(source, slot)
         return slots.index_select(0, slot)
 

@@ -113,7 +113,9 @@ def langevin(atoms: Atoms, temperature: float, rng: np.random.Generator) -> Lang
     )
 
 
-def sample(names: list[str], temperature: float, frames: int, rng: np.random.Generator) -> list[Atoms]:
+def sample(
+    names: list[str], temperature: float, frames: int, rng: np.random.Generator
+) -> list[Atoms]:
     """Frames of one Langevin trajectory that starts from a roughly relaxed structure."""
     atoms = build(names, rng)
     atoms.calc = xtb()

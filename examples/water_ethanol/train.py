@@ -75,7 +75,12 @@ def training_command(work: Path) -> list[str]:
         "valid_file": str(HERE / "valid.xyz"),
         **OPTIONS,
     }
-    return ["mace_run_train", *(f"--{key}={value}" for key, value in options.items()), "--ema", "--swa"]
+    return [
+        "mace_run_train",
+        *(f"--{key}={value}" for key, value in options.items()),
+        "--ema",
+        "--swa",
+    ]
 
 
 def run_training(work: Path) -> Path:
@@ -83,7 +88,9 @@ def run_training(work: Path) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     # The script sits beside the interpreter, also where no environment is active.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    environment["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), environment.get("PATH", "")]
+    )
     subprocess.run(training_command(work), cwd=work, env=environment, check=True)
     return work / f"{NAME}_stagetwo.model"
 
@@ -118,7 +125,9 @@ def save_deflated(model: torch.nn.Module, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="scratch folder for logs and checkpoints")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="scratch folder for logs and checkpoints"
+    )
     parser.add_argument("--out", type=Path, default=HERE / f"{NAME}.model")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

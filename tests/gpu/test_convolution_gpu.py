@@ -8,7 +8,10 @@ from e3nn import o3
 
 import e3nn_accel
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 SH = "0e+1o+2e+3o"
 NEQUIP = "+".join(f"8x{degree}{parity}" for degree in range(3) for parity in "eo")
@@ -19,7 +22,11 @@ CASES = {
     "mixed multiplicities": ("128x0e+64x1e+32x2e", "0e+1e+2e", "0e+1e+2e"),
     "odd multiplicities": ("5x0e+3x1o", "0e+1o", "0e+1o"),
     "several channels of the second input": ("8x0e+8x1o", "2x0e+3x1o", "0e+1o"),
-    "many paths": (NEQUIP, "0e+1o+2e", "+".join(f"{degree}{parity}" for degree in range(3) for parity in "eo")),
+    "many paths": (
+        NEQUIP,
+        "0e+1o+2e",
+        "+".join(f"{degree}{parity}" for degree in range(3) for parity in "eo"),
+    ),
 }
 TOLERANCE = {torch.float32: (2e-6, 5e-6), torch.float64: (1e-12, 1e-12)}
 
@@ -35,22 +42,38 @@ def product(case: str, dtype: torch.dtype) -> o3.TensorProduct:
                     instructions.append((i, j, len(outputs), "uvu", True))
                     outputs.append((mul, c))
     module = o3.TensorProduct(
-        irreps1, irreps2, o3.Irreps(outputs), instructions, shared_weights=False, internal_weights=False
+        irreps1,
+        irreps2,
+        o3.Irreps(outputs),
+        instructions,
+        shared_weights=False,
+        internal_weights=False,
     )
     return module.to("cuda", dtype)
 
 
-def operands(module: o3.TensorProduct, nodes: int, edges: int, dtype: torch.dtype) -> list[torch.Tensor]:
+def operands(
+    module: o3.TensorProduct, nodes: int, edges: int, dtype: torch.dtype
+) -> list[torch.Tensor]:
     """Random features, edge attributes, weights and an unsorted edge index with isolated nodes."""
     draw = lambda *shape: torch.randn(*shape, device="cuda", dtype=dtype)  # noqa: E731
     ends = torch.randint(0, max(nodes - 2, 1), (2, edges), device="cuda")
-    return [draw(nodes, module.irreps_in1.dim), draw(edges, module.irreps_in2.dim), draw(edges, module.weight_numel), ends]
+    return [
+        draw(nodes, module.irreps_in1.dim),
+        draw(edges, module.irreps_in2.dim),
+        draw(edges, module.weight_numel),
+        ends,
+    ]
 
 
-def unfused(module: o3.TensorProduct, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def unfused(
+    module: o3.TensorProduct, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, ends: torch.Tensor
+) -> torch.Tensor:
     """Stock e3nn: gather, product, sum."""
     messages = module(x[ends[0]], y, w)
-    return torch.zeros(len(x), messages.shape[1], device=x.device, dtype=x.dtype).index_add(0, ends[1], messages)
+    return torch.zeros(len(x), messages.shape[1], device=x.device, dtype=x.dtype).index_add(
+        0, ends[1], messages
+    )
 
 
 def derivatives(f, inputs: list[torch.Tensor], seed: int) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -80,7 +103,9 @@ def test_values_and_derivatives(case: str, dtype: torch.dtype) -> None:
     module = product(case, dtype)
     exact_module = product(case, torch.float64)
     x, y, w, ends = operands(module, 40, 300, dtype)
-    exact = derivatives(lambda *t: unfused(exact_module, *t, ends), [t.double() for t in (x, y, w)], 3)
+    exact = derivatives(
+        lambda *t: unfused(exact_module, *t, ends), [t.double() for t in (x, y, w)], 3
+    )
     with e3nn_accel.enabled(strict=True):
         found = derivatives(lambda *t: module(*t, ends), [x, y, w], 3)
         rows = e3nn_accel.explain(module).rows
@@ -91,7 +116,7 @@ def test_values_and_derivatives(case: str, dtype: torch.dtype) -> None:
     assert max(errors[1:]) <= gradient, errors
 
 
-@pytest.mark.parametrize("nodes, edges", [(7, 0), (1, 5), (3, 20000), (1000, 10)])
+@pytest.mark.parametrize(("nodes", "edges"), [(7, 0), (1, 5), (3, 20000), (1000, 10)])
 def test_odd_graphs(nodes: int, edges: int) -> None:
     """No edges, one node, huge nodes, mostly isolated nodes."""
     module = product("mace layer 2", torch.float64)

@@ -31,7 +31,10 @@ class CudaBackend:
         from e3nn_accel.backends.cuda import convolution
 
         if context.dtype not in DTYPES:
-            return Refusal(self.name, f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}")
+            return Refusal(
+                self.name,
+                f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}",
+            )
         if not isinstance(descriptor, ConvolutionDescriptor):
             return Refusal(self.name, "has kernels for fused convolutions alone")
         reason = convolution.refusal(descriptor)

@@ -44,12 +44,22 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     """Kernels for one product; compiled at their first use."""
     kernels = FusedConvolution(descriptor.product, context)
 
-    def run(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+    def run(
+        x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, edge_index: torch.Tensor
+    ) -> torch.Tensor:
         return convolution(x, y, w, neighbours_of(edge_index, x.shape[0]), kernels)
 
     count = len(kernels.groups)
-    strategy = f"fused kernel, {sum(len(g.terms) for g in kernels.groups)} paths" + (f" in {count} parts" if count > 1 else "")
-    return Plan("cuda", descriptor, strategy, run, tuple(kernels.programs(("forward", "backward", "gather"))))
+    strategy = f"fused kernel, {sum(len(g.terms) for g in kernels.groups)} paths" + (
+        f" in {count} parts" if count > 1 else ""
+    )
+    return Plan(
+        "cuda",
+        descriptor,
+        strategy,
+        run,
+        tuple(kernels.programs(("forward", "backward", "gather"))),
+    )
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,15 @@ class FusedConvolution:
         self.dtype, self.config = context.dtype, context.config
         self.real, self.bytes = REAL[context.dtype]
         self.groups = groups_of(d, self.bytes)
-        self.dim1, self.dim2, self.dim_out = dim_of(d.irreps_in1), dim_of(d.irreps_in2), dim_of(d.irreps_out)
+        self.dim1, self.dim2, self.dim_out = (
+            dim_of(d.irreps_in1),
+            dim_of(d.irreps_in2),
+            dim_of(d.irreps_out),
+        )
         self.all_outputs = sum(o[2] for g in self.groups for o in g.outputs) == self.dim_out
-        self.all_inputs = len(self.groups) == 1 and sum(i[2] for i in self.groups[0].inputs) == self.dim1
+        self.all_inputs = (
+            len(self.groups) == 1 and sum(i[2] for i in self.groups[0].inputs) == self.dim1
+        )
         # dy is written as it is where one block sums over all channels and components keep their places
         plain = len(self.groups) == 1 and self.groups[0].second == list(range(self.dim2))
         self.direct_second = plain and schedule(self.groups[0], "backward", self.bytes).chunks == 1
@@ -100,18 +116,24 @@ class FusedConvolution:
             layout = schedule(group, "forward" if kind == "gather" else kind, self.bytes)
             text = header(self.d, group, layout, self.real)
             name = f"convolution_{kind}_{self.real}" + (f"_{n}" if len(self.groups) > 1 else "")
-            program = KernelProgram(name, FILE, (entry,), text, tuple(macros), description=str(self.d))
+            program = KernelProgram(
+                name, FILE, (entry,), text, tuple(macros), description=str(self.d)
+            )
             parts.append(_Part(n, group, layout, program))
         return tuple(parts)
 
-    def kernels(self, kind: str, wanted: Wanted, device: torch.device) -> tuple[tuple[Kernel, _Part], ...]:
+    def kernels(
+        self, kind: str, wanted: Wanted, device: torch.device
+    ) -> tuple[tuple[Kernel, _Part], ...]:
         """Compiled and loaded at their first use; the kernels of a kind compile in parallel."""
         key = (kind, wanted, device)
         if key not in self._kernels:
             self._kernels[key] = self._load(kind, wanted, device)
         return self._kernels[key]
 
-    def _load(self, kind: str, wanted: Wanted, device: torch.device) -> tuple[tuple[Kernel, _Part], ...]:
+    def _load(
+        self, kind: str, wanted: Wanted, device: torch.device
+    ) -> tuple[tuple[Kernel, _Part], ...]:
         parts = self.parts(kind, wanted)
         loaded = load_all([part.program for part in parts], device, self.config)
         names = [part.program.entries[0] for part in parts]
@@ -120,13 +142,17 @@ class FusedConvolution:
             for program, part, name in zip(loaded, parts, names, strict=True)
         )
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Neighbours) -> torch.Tensor:
-        """out [nodes, dim_out]; every element written by the kernels, or zero-filled where no path leads."""
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Neighbours
+    ) -> torch.Tensor:
+        """Out [nodes, dim_out]; every element written by the kernels, or zero-filled where no path leads."""
         new = x.new_empty if self.all_outputs else x.new_zeros
         out = new((graph.nodes, self.dim_out))
         for kernel, part in self.kernels("forward", NOTHING, x.device):
             grid, block = _grid(graph, part.layout)
-            kernel(grid, block, x, y, w, graph.by_receiver, graph.senders, graph.first_of_receiver, out)
+            kernel(
+                grid, block, x, y, w, graph.by_receiver, graph.senders, graph.first_of_receiver, out
+            )
         return out
 
     def backward(
@@ -191,12 +217,22 @@ class _Sums:
     """Gradients under construction, added up over groups in a fixed order."""
 
     def __init__(
-        self, owner: FusedConvolution, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Neighbours, wanted: Wanted
+        self,
+        owner: FusedConvolution,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        w: torch.Tensor,
+        graph: Neighbours,
+        wanted: Wanted,
     ) -> None:
         self.owner, self.graph, self.like = owner, graph, y
         self.dx = (x.new_empty if owner.all_inputs else x.new_zeros)(x.shape) if wanted[0] else None
-        self.dy = (y.new_empty if owner.direct_second else y.new_zeros)(y.shape) if wanted[1] else None
-        self.dw = (w.new_empty if owner.all_weights else w.new_zeros)(w.shape) if wanted[2] else None
+        self.dy = (
+            (y.new_empty if owner.direct_second else y.new_zeros)(y.shape) if wanted[1] else None
+        )
+        self.dw = (
+            (w.new_empty if owner.all_weights else w.new_zeros)(w.shape) if wanted[2] else None
+        )
 
     def of(self, part: _Part) -> _Partial:
         """Buffers for one group; dy goes straight to the result where nothing is to be added."""

@@ -77,7 +77,11 @@ def groups_of(d: TensorProductDescriptor, real_bytes: int) -> list[Group]:
         width = d.irreps_out[paths[0][0].i_out].ir_dim
         second = len({(p.i_in2, v) for p, _ in paths for v in range(d.irreps_in2[p.i_in2].mul)})
         group = groups[-1] if groups else None
-        if group is None or len(group.outputs) + width > limit or len(group.second) + second > SECOND_INPUT_LIMIT:
+        if (
+            group is None
+            or len(group.outputs) + width > limit
+            or len(group.second) + second > SECOND_INPUT_LIMIT
+        ):
             group = Group()
             groups.append(group)
         for path, weight in paths:
@@ -88,7 +92,9 @@ def groups_of(d: TensorProductDescriptor, real_bytes: int) -> list[Group]:
 def _paths_by_output(d: TensorProductDescriptor) -> Iterator[list[tuple[ProductPath, int]]]:
     """Paths with their weights' offset (-1 without weights), gathered by output block."""
     sizes = [prod(p.path_shape) if p.has_weight else 0 for p in d.paths]
-    numbered = [(p, o if p.has_weight else -1) for p, o in zip(d.paths, offsets_of(sizes), strict=True)]
+    numbered = [
+        (p, o if p.has_weight else -1) for p, o in zip(d.paths, offsets_of(sizes), strict=True)
+    ]
     for o in range(len(d.irreps_out)):
         paths = [(p, weight) for p, weight in numbered if p.i_out == o and 0 not in p.path_shape]
         if paths:
@@ -106,7 +112,16 @@ def _add(group: Group, d: TensorProductDescriptor, path: ProductPath, weight: in
         second = group.block("second", path.i_in2, v, [(offset + j, 1, 1) for j in range(width)])
         stride = mul2 if weight >= 0 else 0
         group.terms.append(
-            Term(x, c.shape[0], out, c.shape[2], len(group.index), weight + v if weight >= 0 else -1, stride, mul)
+            Term(
+                x,
+                c.shape[0],
+                out,
+                c.shape[2],
+                len(group.index),
+                weight + v if weight >= 0 else -1,
+                stride,
+                mul,
+            )
         )
         for i in range(c.shape[0]):
             for k in range(c.shape[2]):
@@ -156,7 +171,9 @@ def schedule(group: Group, kind: str, real_bytes: int) -> Schedule:
     prefetched = 2 * (len(group.terms) + len(group.inputs))
     extra = {"forward": 0, "backward": padded(len(group.second)) + len(group.inputs)}
     extra["double"] = extra["backward"] + len(group.outputs)
-    registers = words * (len(group.outputs) + prefetched + extra[kind]) + (16 if kind == "forward" else 30)
+    registers = words * (len(group.outputs) + prefetched + extra[kind]) + (
+        16 if kind == "forward" else 30
+    )
     blocks = max(1, min(REGISTER_FILE // (threads * registers), 2048 // threads, 16))
     each = _shared_bytes_an_edge(group, kind, real_bytes, threads // 32)
     edges = next((n for n in (32, 16, 8, 4, 2) if n * each <= SHARED_BYTES), 1)
@@ -191,7 +208,9 @@ def header(d: TensorProductDescriptor, group: Group, plan: Schedule, real: str) 
         "X_ROW": dim_of(d.irreps_in1), "Y_ROW": dim_of(d.irreps_in2), "OUT_ROW_SIZE": dim_of(d.irreps_out),
         "WEIGHT_ROW": d.weight_numel, "DX_ROW": dx_row,
     }  # fmt: skip
-    padded_entries = [entry + [(0, 0.0)] * (widest_term - len(entry)) for entry in group.entries] or [[(0, 0.0)]]
+    padded_entries = [
+        entry + [(0, 0.0)] * (widest_term - len(entry)) for entry in group.entries
+    ] or [[(0, 0.0)]]
     terms = [(t.x, t.d1, t.out, t.d3, t.m, t.weight, t.stride, t.mul) for t in group.terms]
     lines = [f"#define REAL {real}", *(f"#define {name} {value}" for name, value in sizes.items())]
     lines += [
@@ -203,8 +222,15 @@ def header(d: TensorProductDescriptor, group: Group, plan: Schedule, real: str) 
         _array("int", "Y_AT", group.second),
         _array("int", "M_INDEX", group.index),
         _array("int", "DX_OFFSET", dx_offsets),
-        _array("int", "M_Y", [[j for j, _ in entry] for entry in padded_entries], f"[{widest_term}]"),
-        _array(real, "M_VALUE", [[repr(value) for _, value in entry] for entry in padded_entries], f"[{widest_term}]"),
+        _array(
+            "int", "M_Y", [[j for j, _ in entry] for entry in padded_entries], f"[{widest_term}]"
+        ),
+        _array(
+            real,
+            "M_VALUE",
+            [[repr(value) for _, value in entry] for entry in padded_entries],
+            f"[{widest_term}]",
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -217,6 +243,10 @@ def _ir_mul_offsets(group: Group) -> tuple[list[int], int]:
 
 def _array(kind: str, name: str, values: list, inner: str = "") -> str:  # type: ignore[type-arg]
     def text(value: object) -> str:
-        return "{" + ", ".join(map(text, value)) + "}" if isinstance(value, list | tuple) else str(value)
+        return (
+            "{" + ", ".join(map(text, value)) + "}"
+            if isinstance(value, list | tuple)
+            else str(value)
+        )
 
     return f"__device__ constexpr {kind} {name}[]{inner} = {text(values)};"

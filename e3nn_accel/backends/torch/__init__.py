@@ -10,7 +10,13 @@ from collections.abc import Callable
 
 import torch
 
-from e3nn_accel.backends.torch import contraction, convolution, linear, species_linear, tensor_product
+from e3nn_accel.backends.torch import (
+    contraction,
+    convolution,
+    linear,
+    species_linear,
+    tensor_product,
+)
 from e3nn_accel.descriptor import (
     ContractionDescriptor,
     ConvolutionDescriptor,
@@ -36,14 +42,19 @@ class TorchBackend:
     def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
         """Plan, or refuse dtypes whose rounding stock e3nn and a plan would not share."""
         if context.dtype not in DTYPES:
-            return Refusal(self.name, f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}")
-        with torch.inference_mode(False):  # the constants of a plan serve later calls that want gradients
+            return Refusal(
+                self.name,
+                f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}",
+            )
+        with torch.inference_mode(
+            False
+        ):  # the constants of a plan serve later calls that want gradients
             return self._plan(descriptor, context)
 
     def _plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
         run: Callable[..., torch.Tensor]
         if isinstance(descriptor, LinearDescriptor):
-            strategy, run = linear.plan(descriptor)
+            strategy, run = linear.plan(descriptor, context)
         elif isinstance(descriptor, ContractionDescriptor):
             strategy, run = contraction.plan(descriptor, context)
         elif isinstance(descriptor, ConvolutionDescriptor):

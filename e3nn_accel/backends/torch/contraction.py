@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -47,10 +48,16 @@ class _Part:
 def plan(d: ContractionDescriptor, context: PlanContext) -> tuple[str, Run]:
     """A function (x, node_attrs, *weights) -> [nodes, sum of channels * (2l+1)]."""
     epsilon = float(torch.finfo(context.dtype).eps)
-    bases = [(n, symmetric_basis(c, epsilon)) for n, output in enumerate(d.outputs) for c in output.couplings]
+    bases = [
+        (n, symmetric_basis(c, epsilon))
+        for n, output in enumerate(d.outputs)
+        for c in output.couplings
+    ]
     monomials = _closed({m for _, basis in bases for m in basis.monomials})
-    rows_by_degree = [sorted(m for m in monomials if len(m) == degree) for degree in range(1, _order(d) + 1)]
-    tables = [_table(lower, upper, context) for lower, upper in zip(rows_by_degree, rows_by_degree[1:], strict=False)]
+    rows_by_degree = [
+        sorted(m for m in monomials if len(m) == degree) for degree in range(1, _order(d) + 1)
+    ]
+    tables = [_table(lower, upper, context) for lower, upper in pairwise(rows_by_degree)]
     column = {m: n for n, m in enumerate(m for rows in rows_by_degree for m in rows)}
     parts = [_part(n, basis, context) for n, basis in bases]
     coefficients = _constant(np.concatenate([_rows(basis, column) for _, basis in bases]), context)
@@ -59,19 +66,26 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> tuple[str, Run]:
         """B [reduced * (2l+1) of all parts, columns] of features [components, columns]."""
         degrees = [x.index_select(0, first) if len(first) != len(x) else x]
         for table in tables:
-            degrees.append(degrees[-1].index_select(0, table.lower) * x.index_select(0, table.feature))
+            degrees.append(
+                degrees[-1].index_select(0, table.lower) * x.index_select(0, table.feature)
+            )
         return coefficients @ (torch.cat(degrees) if len(degrees) > 1 else degrees[0])
 
-    first = torch.tensor([m[0] for m in rows_by_degree[0]], dtype=torch.int64, device=context.device)
+    first = torch.tensor(
+        [m[0] for m in rows_by_degree[0]], dtype=torch.int64, device=context.device
+    )
 
     def run(x: torch.Tensor, node_attrs: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         nodes, channels = x.shape[0], d.channels
         node_weights = [
-            _weights_of_nodes(node_attrs, w, part.projection) for w, part in zip(weights, parts, strict=True)
+            _weights_of_nodes(node_attrs, w, part.projection)
+            for w, part in zip(weights, parts, strict=True)
         ]
         step = max(COLUMNS // max(channels, 1), 1)
         chunks = [
-            _contract(polynomials, x[a : a + step], [w[a : a + step] for w in node_weights], d, parts)
+            _contract(
+                polynomials, x[a : a + step], [w[a : a + step] for w in node_weights], d, parts
+            )
             for a in range(0, max(nodes, 1), step)
         ]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
@@ -108,12 +122,16 @@ def _contract(
     return torch.cat(flat, dim=-1)
 
 
-def _weights_of_nodes(node_attrs: torch.Tensor, weight: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
+def _weights_of_nodes(
+    node_attrs: torch.Tensor, weight: torch.Tensor, projection: torch.Tensor
+) -> torch.Tensor:
     """[nodes, reduced, channels]: each node's own weights in the reduced basis.
 
     Linear in node_attrs, as stock is: a row that isn't one-hot, or a wanted gradient, gets the sum.
     """
-    one_hot = None if node_attrs.requires_grad and torch.is_grad_enabled() else species_of(node_attrs)
+    one_hot = (
+        None if node_attrs.requires_grad and torch.is_grad_enabled() else species_of(node_attrs)
+    )
     if one_hot is None or one_hot.values is not None:
         reduced = reduce_weights(weight, projection)
         return (node_attrs @ reduced.flatten(1)).view(len(node_attrs), *reduced.shape[1:])

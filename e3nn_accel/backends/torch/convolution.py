@@ -14,7 +14,13 @@ from math import prod
 
 import torch
 
-from e3nn_accel.descriptor import ConvolutionDescriptor, Irreps, ProductPath, TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import (
+    ConvolutionDescriptor,
+    Irreps,
+    ProductPath,
+    TensorProductDescriptor,
+    dim_of,
+)
 from e3nn_accel.groupings import blocks_of
 from e3nn_accel.layout import rows_ir_mul, split_weights, to_ir_mul
 from e3nn_accel.ops.permute_rows import rows_to_slots
@@ -26,7 +32,11 @@ Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.T
 def refusal(d: ConvolutionDescriptor) -> str:
     """Why this product can't be fused, or an empty string."""
     modes = {p.mode for p in d.product.paths} - {"uvu"}
-    return f"fused convolution is for uvu instructions, this product has {', '.join(sorted(modes))}" if modes else ""
+    return (
+        f"fused convolution is for uvu instructions, this product has {', '.join(sorted(modes))}"
+        if modes
+        else ""
+    )
 
 
 @dataclass(frozen=True)
@@ -60,13 +70,17 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> tuple[str, 
     """A function (node_feats, edge_attrs, weight, edge_index) -> [nodes, irreps_out.dim]."""
     d = descriptor.product
     terms = _terms(d, context)
-    shapes: list[tuple[int, ...]] = [p.path_shape for p in d.paths if p.has_weight and 0 not in p.path_shape]
+    shapes: list[tuple[int, ...]] = [
+        p.path_shape for p in d.paths if p.has_weight and 0 not in p.path_shape
+    ]
     numel = sum(prod(shape) for shape in shapes)
     sizes1 = [block.dim for block in d.irreps_in1]
     sizes2 = [block.dim for block in d.irreps_in2]
     dim_out = dim_of(d.irreps_out)
 
-    def run(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+    def run(
+        x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, edge_index: torch.Tensor
+    ) -> torch.Tensor:
         nodes = x.shape[0]
         blocks = blocks_of(edge_index, nodes)
         count, width = len(blocks.receiver), blocks.width
@@ -79,7 +93,9 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> tuple[str, 
         sums: list[torch.Tensor | None] = [None] * len(d.irreps_out)
         for term in terms:
             u, (i, j, k) = d.irreps_in1[term.path.i_in1].mul, term.dims
-            y_v = ys[term.path.i_in2].view(slots, -1, j)[:, term.v] if slots else y.new_zeros((0, j))
+            y_v = (
+                ys[term.path.i_in2].view(slots, -1, j)[:, term.v] if slots else y.new_zeros((0, j))
+            )
             m = (y_v @ term.constants).view(count, width * i, k)
             messages = xs[term.path.i_in1].reshape(slots, i, u)
             if term.weight is not None:
@@ -93,7 +109,12 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> tuple[str, 
 
 
 def _scatter(
-    sums: list[torch.Tensor | None], irreps: Irreps, receiver: torch.Tensor, nodes: int, dim: int, like: torch.Tensor
+    sums: list[torch.Tensor | None],
+    irreps: Irreps,
+    receiver: torch.Tensor,
+    nodes: int,
+    dim: int,
+    like: torch.Tensor,
 ) -> torch.Tensor:
     """Add the blocks [blocks, k, u] of each output to their receivers; [nodes, dim] mul_ir."""
     if dim == 0:
@@ -102,7 +123,11 @@ def _scatter(
     for block, out in zip(irreps, sums, strict=True):
         if block.mul == 0:
             continue
-        piece = like.new_zeros((len(receiver), block.dim)) if out is None else to_ir_mul(out).reshape(-1, block.dim)
+        piece = (
+            like.new_zeros((len(receiver), block.dim))
+            if out is None
+            else to_ir_mul(out).reshape(-1, block.dim)
+        )
         pieces.append(piece)
     rows = torch.cat(pieces, dim=-1) if len(pieces) != 1 else pieces[0]
     return like.new_zeros((nodes, dim)).index_add(0, receiver, rows)

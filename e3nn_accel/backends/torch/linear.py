@@ -13,18 +13,89 @@ import torch
 
 from e3nn_accel.descriptor import LinearDescriptor, LinearPath, MulIr, dim_of
 from e3nn_accel.layout import split_weights
+from e3nn_accel.plan import PlanContext
 
 Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def plan(d: LinearDescriptor) -> tuple[str, Run]:
+def plan(d: LinearDescriptor, context: PlanContext) -> tuple[str, Run]:
     """A function (x, weight, bias) -> out, and its name for ``explain``."""
+    if (
+        d.f_in is None
+        and d.shared_weights
+        and not d.bias_numel
+        and all(block.mul for block in d.irreps_in)
+    ):
+        return "one matrix product a path", _plain(d, context)
+    return _general(d)
+
+
+def _plain(d: LinearDescriptor, context: PlanContext) -> Run:
+    """The ordinary case with as few torch calls as it takes: small models spend their time between them."""
+    paths = [p for p in d.paths if 0 not in p.path_shape]
+    in_sizes, dim_in, dim_out = (
+        [block.dim for block in d.irreps_in],
+        dim_of(d.irreps_in),
+        dim_of(d.irreps_out),
+    )
+    numels = [p.path_shape[0] * p.path_shape[1] for p in paths]
+    numel = sum(numels)
+    nothing = torch.zeros(1, dtype=context.dtype, device=context.device)
+    outputs = [
+        (
+            block,
+            [(n, p.i_in, p.path_shape, p.path_weight) for n, p in enumerate(paths) if p.i_out == o],
+        )
+        for o, block in enumerate(d.irreps_out)
+        if block.mul
+    ]
+    dims_in = [block.ir_dim for block in d.irreps_in]
+
+    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        shape = x.shape
+        flat = x if len(shape) == 2 else x.reshape(shape[:-1].numel(), dim_in)
+        rows = flat.shape[0]
+        if not paths:
+            return x.new_zeros((*shape[:-1], dim_out))
+        if weight.dim() != 1:
+            weight = weight.reshape(numel)
+        weights = weight.split(numels) if len(numels) > 1 else (weight,)
+        blocks = list(flat.split(in_sizes, 1)) if len(in_sizes) > 1 else [flat]
+        ready = [dim == 1 for dim in dims_in]
+        out = []
+        for block, feeds in outputs:
+            k, product = block.ir_dim, nothing
+            for n, i_in, path_shape, path_weight in feeds:
+                if not ready[i_in]:
+                    u = path_shape[0]
+                    blocks[i_in] = (
+                        blocks[i_in].reshape(rows, u, k).transpose(1, 2).reshape(rows * k, u)
+                    )
+                    ready[i_in] = True
+                matrix = weights[n].reshape(path_shape)
+                beta = 0 if product is nothing else 1
+                product = torch.addmm(product, blocks[i_in], matrix, beta=beta, alpha=path_weight)
+            if product is nothing:
+                product = flat.new_zeros((rows, block.dim))
+            elif k > 1:
+                product = product.view(rows, k, block.mul).transpose(1, 2).reshape(rows, block.dim)
+            out.append(product)
+        result = out[0] if len(out) == 1 else torch.cat(out, 1)
+        return result if len(shape) == 2 else result.view(*shape[:-1], dim_out)
+
+    return run
+
+
+def _general(d: LinearDescriptor) -> tuple[str, Run]:
+    """Biases, feature columns and weights of each row's own."""
     weighted = [p for p in d.paths if p.i_in != -1 and 0 not in p.path_shape]
     biases = [p for p in d.paths if p.i_in == -1 and 0 not in p.path_shape]
     shapes: list[tuple[int, ...]] = [p.path_shape for p in weighted]
     bias_sizes = [p.path_shape[0] for p in biases]
     in_sizes = [block.dim for block in d.irreps_in]
-    feeds = [[(n, p) for n, p in enumerate(weighted) if p.i_out == o] for o in range(len(d.irreps_out))]
+    feeds = [
+        [(n, p) for n, p in enumerate(weighted) if p.i_out == o] for o in range(len(d.irreps_out))
+    ]
     bias_of = {p.i_out: n for n, p in enumerate(biases)}
     f_in, f_out = d.f_in or 1, d.f_out or 1
     out_dim = dim_of(d.irreps_out)
@@ -40,11 +111,15 @@ def plan(d: LinearDescriptor) -> tuple[str, Run]:
         if d.shared_weights:
             columns = _Columns(blocks, d.irreps_in, f_in)
             if weight.dim() != own_dims:
-                weight = weight.reshape(*((f_in, f_out) if d.f_in is not None else ()), weight.shape[-1])
+                weight = weight.reshape(
+                    *((f_in, f_out) if d.f_in is not None else ()), weight.shape[-1]
+                )
             matrices = [_as_matrix(w, f_in, f_out) for w in split_weights(weight, shapes)]
         else:
             columns = _BatchColumns(blocks, d.irreps_in, f_in)
-            flat = weight.reshape(-1, *((f_in, f_out) if d.f_in is not None else ()), weight.shape[-1])
+            flat = weight.reshape(
+                -1, *((f_in, f_out) if d.f_in is not None else ()), weight.shape[-1]
+            )
             matrices = [_as_batch(w, f_in, f_out, rows) for w in split_weights(flat, shapes)]
         offsets = bias.reshape(f_out, -1).split(bias_sizes, dim=-1) if biases else ()
         out = []
@@ -59,7 +134,11 @@ def plan(d: LinearDescriptor) -> tuple[str, Run]:
             out.append(product.reshape(rows, f_out, block.dim))
         return (out[0] if len(out) == 1 else torch.cat(out, dim=-1)).reshape(out_shape)
 
-    kind = "one matrix product a path" if d.shared_weights else "batched matrix products, a weight a row"
+    kind = (
+        "one matrix product a path"
+        if d.shared_weights
+        else "batched matrix products, a weight a row"
+    )
     return kind, run
 
 
@@ -73,14 +152,20 @@ def _as_matrix(w: torch.Tensor, f_in: int, f_out: int) -> torch.Tensor:
 def _as_batch(w: torch.Tensor, f_in: int, f_out: int, rows: int) -> torch.Tensor:
     """[rows or 1, (f_in, f_out,) u, w] to [rows, f_out w, f_in u]."""
     u, v = w.shape[-2:]
-    w = w.reshape(-1, f_in, f_out, u, v).permute(0, 2, 4, 1, 3).reshape(w.shape[0], f_out * v, f_in * u)
+    w = (
+        w.reshape(-1, f_in, f_out, u, v)
+        .permute(0, 2, 4, 1, 3)
+        .reshape(w.shape[0], f_out * v, f_in * u)
+    )
     return w.expand(rows, -1, -1)
 
 
 class _Columns:
     """Inputs as [rows * components, channels], made once a block and shared by its paths."""
 
-    def __init__(self, blocks: tuple[torch.Tensor, ...], irreps: tuple[MulIr, ...], f_in: int) -> None:
+    def __init__(
+        self, blocks: tuple[torch.Tensor, ...], irreps: tuple[MulIr, ...], f_in: int
+    ) -> None:
         self.blocks, self.irreps, self.f_in = blocks, irreps, f_in
         self.made: dict[int, torch.Tensor] = {}
 
@@ -103,7 +188,9 @@ class _Columns:
         for n, path in paths:
             x, w = self.of(path.i_in), matrices[n]
             beta = 0 if out is None else 1
-            out = torch.addmm(x.new_zeros(1) if out is None else out, x, w, beta=beta, alpha=path.path_weight)
+            out = torch.addmm(
+                x.new_zeros(1) if out is None else out, x, w, beta=beta, alpha=path.path_weight
+            )
         if not paths or out is None:
             return None
         rows = out.shape[0] // dim
@@ -130,5 +217,7 @@ class _BatchColumns(_Columns):
         for n, path in paths:
             x, w = self.of(path.i_in), matrices[n]
             beta = 0 if out is None else 1
-            out = torch.baddbmm(x.new_zeros(1) if out is None else out, w, x, beta=beta, alpha=path.path_weight)
+            out = torch.baddbmm(
+                x.new_zeros(1) if out is None else out, w, x, beta=beta, alpha=path.path_weight
+            )
         return out if paths else None

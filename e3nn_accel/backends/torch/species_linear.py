@@ -43,7 +43,11 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> tuple[str, Run]:
     dim1, dim_out = dim_of(d.irreps_in1), dim_of(d.irreps_out)
 
     def run(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        if x.shape[:-1] != y.shape[:-1] or not paths or (y.requires_grad and torch.is_grad_enabled()):
+        if (
+            x.shape[:-1] != y.shape[:-1]
+            or not paths
+            or (y.requires_grad and torch.is_grad_enabled())
+        ):
             return general(x, y, weight)
         species = species_of(y)
         if species is None or any(c.kind == "general" for c in constants):
@@ -57,7 +61,9 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> tuple[str, Run]:
             before = sums[path.i_out]
             sums[path.i_out] = product if before is None else before + product
         out = [
-            x.new_zeros((len(species.order), block.dim)) if product is None else _unsorted(product, species, block.ir_dim)
+            x.new_zeros((len(species.order), block.dim))
+            if product is None
+            else _unsorted(product, species, block.ir_dim)
             for block, product in zip(d.irreps_out, sums, strict=True)
             if block.mul > 0
         ]

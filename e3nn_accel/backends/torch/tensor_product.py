@@ -48,7 +48,9 @@ class Constants:
                 scale = float(matrix[0, 0])
                 if np.array_equal(matrix, scale * np.eye(len(matrix))):
                     return cls(kind, scale, dims, None, None)
-        first = torch.as_tensor(c.transpose(1, 0, 2).reshape(dims[1], -1), dtype=context.dtype, device=context.device)
+        first = torch.as_tensor(
+            c.transpose(1, 0, 2).reshape(dims[1], -1), dtype=context.dtype, device=context.device
+        )
         pair = torch.as_tensor(c.reshape(-1, dims[2]), dtype=context.dtype, device=context.device)
         return cls("general", 1.0, dims, first, pair)
 
@@ -100,7 +102,9 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> tuple[str, Run]:
         sums: list[torch.Tensor | None] = [None] * len(d.irreps_out)
         for path, c in zip(paths, constants, strict=True):
             w = next(weights) if path.has_weight else None
-            out = _path(path.mode, c, xs[path.i_in1], ys[path.i_in2], w).reshape(rows, d.irreps_out[path.i_out].dim)
+            out = _path(path.mode, c, xs[path.i_in1], ys[path.i_in2], w).reshape(
+                rows, d.irreps_out[path.i_out].dim
+            )
             before = sums[path.i_out]
             sums[path.i_out] = out if before is None else before + out
         blocks = [
@@ -108,12 +112,16 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> tuple[str, Run]:
             for block, out in zip(d.irreps_out, sums, strict=True)
             if block.mul > 0
         ]
-        return (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)).reshape(*leading, dim_out)
+        return (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)).reshape(
+            *leading, dim_out
+        )
 
     return f"{len(paths)} paths, constants with the second input first", run
 
 
-def _path(mode: str, c: Constants, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor | None) -> torch.Tensor:
+def _path(
+    mode: str, c: Constants, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor | None
+) -> torch.Tensor:
     """[z, channels, k] of one path; w is [path shape] shared, or [z, path shape]."""
     if mode == "uvw":
         assert w is not None  # e3nn has no unweighted uvw
