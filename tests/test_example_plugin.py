@@ -13,7 +13,7 @@ from typing import Any
 import fresh_python
 import pytest
 
-PLUGIN = fresh_python.SOURCE / "examples" / "5_write_a_plugin"
+PLUGIN = fresh_python.SOURCE / "examples" / "2_write_a_plugin"
 
 
 @pytest.fixture(scope="module")

@@ -420,7 +420,6 @@ def test_events_in_order(install: Install) -> None:
         ("planned", "linear", "wrong"),
         ("self-check failed", "linear", "value differs by 1.00e+00 of its norm (tolerance 1e-04)"),
         ("planned", "linear", "torch"),
-        ("planned", "linear", "torch"),
         ("refused", "uvw", "wrong"),
     ]
 
