@@ -28,6 +28,11 @@ def functorch_active() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def forward_mode_active() -> bool:
+    """Whether forward-mode differentiation (dual numbers) is on; plans have no rules for it."""
+    return int(torch.autograd.forward_ad._current_level) >= 0
+
+
 def symbolically_tracing() -> bool:
     """Whether torch.fx is tracing (torch.fx.symbolic_trace calls modules with proxies)."""
     fx: Any = sys.modules.get("torch.fx._symbolic_trace")

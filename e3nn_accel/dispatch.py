@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -87,6 +88,7 @@ class Dispatcher:
         self.runners: WeakKeyDictionary[torch.nn.Module, Runner] = WeakKeyDictionary()
         self.outcomes: dict[tuple[Descriptor, torch.dtype, torch.device, Config], Outcome] = {}
         self.targets: dict[type, tuple[Target, Any]] = {}
+        self.planning = threading.RLock()
 
     def call_for(self, cls: type[torch.nn.Module], target: Target) -> Callable[..., Any]:
         """The ``__call__`` to put on ``cls``, the class of ``target``."""
@@ -230,11 +232,13 @@ class Dispatcher:
         if isinstance(descriptor, Refusal):
             return Outcome(None, None, [descriptor])
         key = (descriptor, dtype, device, runner.config)
-        if key not in self.outcomes:
-            self.outcomes[key] = self.checked(
-                module, operation, descriptor, PlanContext(dtype, device, runner.config)
-            )
-        return self.outcomes[key]
+        with (
+            self.planning
+        ):  # copies of one module made by several threads at once disturb each other
+            if key not in self.outcomes:
+                context = PlanContext(dtype, device, runner.config)
+                self.outcomes[key] = self.checked(module, operation, descriptor, context)
+            return self.outcomes[key]
 
     def checked(
         self, module: torch.nn.Module, operation: str, descriptor: Descriptor, context: PlanContext
@@ -342,6 +346,8 @@ def program_transform() -> str:
         return "torch.fx is tracing"
     if compat.functorch_active():
         return "a functorch transform (vmap, grad, ..) is running"
+    if compat.forward_mode_active():
+        return "forward-mode differentiation is on"
     return ""
 
 

@@ -114,6 +114,7 @@ def neighbours_of(edge_index: torch.Tensor, nodes: int) -> Neighbours:
 
 
 def _find_neighbours(edge_index: torch.Tensor, nodes: int) -> Neighbours:
+    edge_index = torch.where(edge_index < 0, edge_index + nodes, edge_index)  # as indexing counts
     starts = torch.arange(nodes + 1, device=edge_index.device)
     rows = []
     for ends in (edge_index[1], edge_index[0]):

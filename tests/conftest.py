@@ -20,7 +20,7 @@ _COMMON = settings(
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-settings.register_profile("ci", _COMMON, max_examples=40, derandomize=True, database=None)
+settings.register_profile("ci", _COMMON, max_examples=30, derandomize=True, database=None)
 settings.register_profile("full", _COMMON, max_examples=400, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -22,7 +22,10 @@ def test_enable() -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if " eV " in line}
-    energies = [float(line[next(n for n, word in enumerate(line) if word == "eV") - 1]) for line in lines.values()]
+    energies = [
+        float(line[next(n for n, word in enumerate(line) if word == "eV") - 1])
+        for line in lines.values()
+    ]
     assert len(energies) == 2
     assert abs(energies[0] - energies[1]) < 81 * 1e-8
     assert "convolution     torch" in done.stdout

@@ -23,8 +23,10 @@ from e3nn_accel.symmetric_basis import Monomial, SymmetricBasis, symmetric_basis
 
 Run = Callable[..., torch.Tensor]
 
-COLUMNS = 4096
-"""Node-channels at a time: keeps the monomials of one chunk (a few hundred rows) in the cache."""
+COLUMNS = {"cpu": 4096}
+MOST_COLUMNS = 262144
+"""Node-channels at a time. On a CPU the monomials of one chunk (a few hundred rows) stay in the cache;
+elsewhere launches cost more than that, and a chunk only bounds memory (half a GB in float32)."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,15 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> tuple[str, Run]:
         [m[0] for m in rows_by_degree[0]], dtype=torch.int64, device=context.device
     )
 
+    columns = COLUMNS.get(context.device.type, MOST_COLUMNS)
+
     def run(x: torch.Tensor, node_attrs: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         nodes, channels = x.shape[0], d.channels
         node_weights = [
             _weights_of_nodes(node_attrs, w, part.projection)
             for w, part in zip(weights, parts, strict=True)
         ]
-        step = max(COLUMNS // max(channels, 1), 1)
+        step = max(columns // max(channels, 1), 1)
         chunks = [
             _contract(
                 polynomials, x[a : a + step], [w[a : a + step] for w in node_weights], d, parts
