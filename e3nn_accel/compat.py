@@ -100,6 +100,13 @@ def product_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def as_numpy(constants: torch.Tensor) -> Any:
+    """Constants as a numpy array in their own precision; numpy has no bfloat16."""
+    constants = constants.detach().cpu()
+    exact = constants if constants.dtype in (torch.float32, torch.float64) else constants.float()
+    return exact.numpy()
+
+
 def wigner_3j(l1: int, l2: int, l3: int) -> torch.Tensor:
     """e3nn's own coefficients, float64: signs differ between e3nn versions, so never shipped."""
     from e3nn import o3

@@ -2,12 +2,15 @@
 
 The comparison draws from a generator of its own, so a user's seeds give the same run with and
 without us, and works on a copy of the module with random parameters: parameters that are zero at
-first (LoRA) would prove nothing, and the module's own must not be touched.
+first (LoRA) would prove nothing, and the module's own must not be touched. It runs in a thread of its
+own, since what surrounds the user's call belongs to that call alone: gradient and inference mode,
+autocast, a default device, hooks on saved tensors (activation checkpointing counts them).
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +38,21 @@ def compare(
     Returns:
         A sentence that starts with `SKIPPED` where the module can't be run as a copy.
     """
-    with suspend(), torch.inference_mode(False), torch.enable_grad():
+    findings: list[str] = []
+
+    def check() -> None:
+        findings.append(_compare(plan, module, operation, dtype, device))
+
+    thread = threading.Thread(target=check, name="e3nn_accel self-check")
+    thread.start()
+    thread.join()
+    return findings[0] if findings else "the self-check itself failed"
+
+
+def _compare(
+    plan: Plan, module: torch.nn.Module, operation: str, dtype: torch.dtype, device: torch.device
+) -> str:
+    with suspend():
         try:
             stock = _randomised(copy.deepcopy(module, _parameters_of(module)), dtype, device)
             inputs = _random_inputs(stock, operation, dtype, device)

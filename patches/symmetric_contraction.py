@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from e3nn_accel import compat
 from e3nn_accel.descriptor import ContractionDescriptor, ContractionOutput, Coupling, Descriptor
 from e3nn_accel.hookspecs import Call, Target, hookimpl
 from e3nn_accel.patches.arguments import mismatch
@@ -63,11 +64,11 @@ def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor |
     for contraction in m.contractions:
         couplings = []
         for nu in range(1, contraction.correlation + 1):
-            u = getattr(contraction, f"U_matrix_{nu}").detach().cpu()
+            u = getattr(contraction, f"U_matrix_{nu}")
             u = (
                 u.unsqueeze(0) if u.dim() == nu + 1 else u
             )  # a scalar output lacks the axis of components
-            couplings.append(Coupling.of(u.numpy()))
+            couplings.append(Coupling.of(compat.as_numpy(u)))
         outputs.append(ContractionOutput((couplings[0].shape[0] - 1) // 2, tuple(couplings)))
     weight = m.contractions[0].weights_max
     components = m.contractions[0].coupling_irreps.dim

@@ -131,9 +131,7 @@ def _coupling(
         if mode == "uuu" and (l1, l2, l3) == (1, 1, 1):
             return Coupling.of(_cross_product() / sqrt(6))
     stored = buffers.get(f"_w3j_{l1}_{l2}_{l3}")
-    return Coupling.of(
-        (compat.wigner_3j(l1, l2, l3) if stored is None else stored.detach().cpu()).numpy()
-    )
+    return Coupling.of(compat.as_numpy(compat.wigner_3j(l1, l2, l3) if stored is None else stored))
 
 
 def _cross_product() -> np.ndarray:

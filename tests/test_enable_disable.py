@@ -15,7 +15,15 @@ import pytest
 import torch
 from e3nn import o3
 from e3nn.o3 import Linear as LinearImportedEarly
-from small_models import BUILD, build, inputs_of, mace, same, value_and_gradients
+from small_models import (
+    BUILD,
+    build,
+    inputs_of,
+    mace,
+    same,
+    value_and_gradients,
+    without_torchscript,
+)
 
 import e3nn_accel
 from e3nn_accel import switch
@@ -522,6 +530,29 @@ def test_threads_that_call_while_others_switch() -> None:
     assert errors == []
     e3nn_accel.disable()
     assert_same_objects(snapshot(), before)
+
+
+def test_planning_traces_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first call starts no torch.fx trace, which patches `__call__` of every module meanwhile."""
+    with without_torchscript():
+        module = build("FullyConnectedTensorProduct")
+
+    def trace(*args: object, **kwargs: object) -> None:
+        raise AssertionError("traced")
+
+    monkeypatch.setattr(torch.fx.Tracer, "trace", trace)
+    e3nn_accel.enable(strict=True)
+    assert backend_of(module) == "torch"
+
+
+def test_a_module_that_cannot_be_copied_is_accelerated() -> None:
+    """Whatever users hang on a module: planning needs no deep copy of it."""
+    module = build("Linear")
+    module.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="pickle"):
+        copy.deepcopy(module)
+    e3nn_accel.enable(strict=True)
+    assert backend_of(module) == "torch"
 
 
 def test_suspended_in_this_thread_alone() -> None:

@@ -482,7 +482,7 @@ def test_other_threads_wait_for_the_check(install: Callable[..., Plugin]) -> Non
 
     def slow_and_wrong(run: Run) -> Run:
         def wrong(*operands: torch.Tensor) -> torch.Tensor:
-            if threading.current_thread() is first and not checking.is_set():
+            if not checking.is_set():  # the first run, which is the check's
                 checking.set()
                 go_on.wait(10)
             return -run(*operands)

@@ -6,10 +6,13 @@ Each line is ok, warn or fail, with advice where it isn't ok. Ends with exit cod
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from e3nn_accel.cli.arguments import add_json, without_warnings
 from e3nn_accel.cli.tables import Table, progress, show, show_json
-from e3nn_accel.hookspecs import HealthCheck
+
+if TYPE_CHECKING:
+    from e3nn_accel.hookspecs import HealthCheck
 
 HELP = "check the installation"
 

@@ -7,8 +7,6 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from e3nn_accel.compat import version_of
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -43,10 +41,11 @@ def this_machine() -> Machine:
     """Describe where this process runs."""
     import torch
 
+    from e3nn_accel._version import __version__
+    from e3nn_accel.compat import version_of
+
     names = ("e3nn_accel", "torch", "e3nn", "mace-torch", "numpy", "pluggy", "rich", "matplotlib")
     cupy = [name for name in ("cupy", "cupy-cuda12x", "cupy-cuda13x") if version_of(name)]
-    from e3nn_accel._version import __version__
-
     versions = {name: version_of(name) for name in (*names, *cupy)} | {"e3nn_accel": __version__}
     return Machine(
         cpu=_cpu(),
