@@ -7,7 +7,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,62 +16,14 @@ from e3nn_accel import compat, selfcheck
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.errors import AccelError, FallbackWarning
+from e3nn_accel.guard import left_out, own_behaviour, program_transform
 from e3nn_accel.hookspecs import Call, Event, Target
 from e3nn_accel.interception import stock_call, suspended
-from e3nn_accel.plan import Plan, PlanContext, Refusal
+from e3nn_accel.plan import PlanContext, Refusal
 from e3nn_accel.registry import Registry
+from e3nn_accel.runner import Outcome, Runner
 
 log = logging.getLogger(__name__)
-PlanKey = tuple[str, torch.dtype, torch.device]
-
-
-@dataclass
-class Outcome:
-    """What planning one operation of one kind of module came to; shared by equal modules."""
-
-    descriptor: Descriptor | None
-    plan: Plan | None
-    refusals: list[Refusal] = field(default_factory=list)
-
-    @property
-    def reason(self) -> str:
-        """Every refusal in one line."""
-        return "; ".join(map(str, self.refusals))
-
-
-@dataclass
-class Usage:
-    """Calls of one module in one operation by one backend (or "e3nn", with the reason)."""
-
-    calls: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Runner:
-    """What is known about one module; never holds the module itself.
-
-    Attributes:
-        config: The configuration that applies to it, or None where it isn't accelerated.
-        path: Its name within the model given to ``accelerate``, if any.
-        left: Why the configuration leaves it to stock e3nn.
-        stock_forward: The forward it must have for a plan to stand in for it.
-    """
-
-    config: Config | None
-    path: str
-    left: str
-    stock_forward: Any
-    outcomes: dict[PlanKey, Outcome] = field(default_factory=dict)
-    usage: dict[tuple[str, str, str], Usage] = field(default_factory=dict)
-
-    def count(self, operation: str, backend: str, reason: str, seconds: float = 0.0) -> None:
-        """Note one call."""
-        usage = self.usage.get((operation, backend, reason))
-        if usage is None:
-            usage = self.usage[operation, backend, reason] = Usage()
-        usage.calls += 1
-        usage.seconds += seconds
 
 
 class Dispatcher:
@@ -108,7 +59,7 @@ class Dispatcher:
     def runner_for(self, module: torch.nn.Module, stock_forward: Any) -> Runner:
         """Make the runner of a module at its first call."""
         config, path = self.settings_of(module)
-        left = "" if config is None else _left_out(config, type(module), path)
+        left = "" if config is None else left_out(config, type(module), path)
         runner = self.runners[module] = Runner(config, path, left, stock_forward)
         return runner
 
@@ -338,30 +289,6 @@ class Dispatcher:
         )
 
 
-def program_transform() -> str:
-    """Why this call belongs to a transformation of the program, which must see stock e3nn; or an empty string."""
-    if torch._C._get_tracing_state() is not None:
-        return "torch.jit is tracing"
-    if compat.symbolically_tracing():
-        return "torch.fx is tracing"
-    if compat.functorch_active():
-        return "a functorch transform (vmap, grad, ..) is running"
-    if compat.forward_mode_active():
-        return "forward-mode differentiation is on"
-    return ""
-
-
-def own_behaviour(module: torch.nn.Module, stock_forward: Any) -> str:
-    """What the module does besides e3nn's forward, so that a plan can't stand in for it; or an empty string."""
-    if type(module).forward is not stock_forward or "forward" in module.__dict__:
-        return "it has a forward of its own"
-    if compat.module_hooks(module):
-        return "it has hooks, which only stock e3nn runs"
-    if compat.global_module_hooks():
-        return "hooks are registered for all modules, which only stock e3nn runs"
-    return ""
-
-
 def unfused(
     module: torch.nn.Module,
     node_feats: torch.Tensor,
@@ -382,19 +309,3 @@ def _without_edges(kwargs: dict[str, Any], edge_index: torch.Tensor) -> dict[str
     return {named.get(k, k): v for k, v in kwargs.items() if k != "edge_index"} | {
         "edge_index": edge_index
     }
-
-
-def _left_out(config: Config, cls: type, path: str) -> str:
-    """Why the configuration leaves this module alone."""
-    from fnmatch import fnmatchcase
-
-    names = [cls.__name__, f"{cls.__module__}.{cls.__qualname__}", *([path] if path else [])]
-
-    def matches(globs: tuple[str, ...]) -> bool:
-        return any(fnmatchcase(name, glob) for name in names for glob in globs)
-
-    if matches(config.skip):
-        return "left out by E3NN_ACCEL_SKIP or skip="
-    if config.only and not matches(config.only):
-        return "not among E3NN_ACCEL_ONLY or only="
-    return ""
