@@ -12,6 +12,7 @@ VENV_E3NN06 ?= .venv-e3nn06
 CHECKPOINT  ?= examples/water_ethanol/water_ethanol.model
 STRUCTURES  ?= examples/water_ethanol/structures.xyz
 MARKERS     ?= not slow
+MARKERS_06  ?= not slow and not once
 WORKERS     ?= 2
 PYTEST_ARGS ?=
 
@@ -22,7 +23,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 # One thread a worker: more would only fight for the same cores.
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -n $(WORKERS) \
-	-m "$(MARKERS)" $(PYTEST_ARGS)
+	-m "$(2)" $(PYTEST_ARGS)
 
 .PHONY: demo test test-mace test-e3nn06 lint environments clean
 
@@ -34,10 +35,10 @@ demo: $(VENV)/installed
 test: test-mace test-e3nn06
 
 test-mace: $(VENV)/installed
-	$(call PYTEST,$(VENV))
+	$(call PYTEST,$(VENV),$(MARKERS))
 
 test-e3nn06: $(VENV_E3NN06)/installed
-	$(call PYTEST,$(VENV_E3NN06))
+	$(call PYTEST,$(VENV_E3NN06),$(MARKERS_06))
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

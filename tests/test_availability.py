@@ -14,6 +14,8 @@ import torch
 
 from e3nn_accel.availability import NEEDED, cuda_availability
 
+pytestmark = pytest.mark.once
+
 Install = Callable[..., None]
 
 

@@ -26,6 +26,8 @@ from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
 from e3nn_accel.programs import programs_for
 from e3nn_accel.registry import load
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -26,6 +26,8 @@ from e3nn_accel.nvrtc import (
     resources_in,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def calls() -> Compilations:

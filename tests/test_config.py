@@ -12,6 +12,8 @@ from e3nn_accel import config
 from e3nn_accel.config import VARIABLES, Config
 from e3nn_accel.errors import E3nnAccelWarning
 
+pytestmark = pytest.mark.once
+
 PARSED: list[tuple[str, str, dict[str, Any]]] = [
     ("E3NN_ACCEL", "0", {"enabled": False}),
     ("E3NN_ACCEL", "1", {"enabled": True}),

@@ -10,6 +10,8 @@ import sys
 import fresh_python
 import pytest
 
+pytestmark = pytest.mark.once
+
 # A stand-in for this package that only records how it is enabled; its submodules are the real ones.
 STUB = f"""
 __path__.append({str(fresh_python.SOURCE / "e3nn_accel")!r})

@@ -13,6 +13,8 @@ from typing import Any
 import fresh_python
 import pytest
 
+pytestmark = pytest.mark.once
+
 PLUGIN = fresh_python.SOURCE / "examples" / "2_write_a_plugin"
 
 

@@ -21,6 +21,8 @@ from e3nn_accel.config import Config
 from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.nvrtc import CompileError
 
+pytestmark = pytest.mark.once
+
 TYPES = {
     "P": ctypes.c_uint64,
     "q": ctypes.c_int64,

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("patches", "kernels")
 
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.skipif(importlib.util.find_spec("build") is None, reason="needs build"),
     pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="needs hatchling"),
 ]

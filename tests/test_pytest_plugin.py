@@ -7,6 +7,8 @@ from importlib.metadata import entry_points
 import fresh_python
 import pytest
 
+pytestmark = pytest.mark.once
+
 pytest_plugins = "pytester"
 
 CONFTEST = """

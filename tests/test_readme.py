@@ -10,6 +10,8 @@ import pytest
 from e3nn_accel.cli import COMMANDS
 from e3nn_accel.config import VARIABLES, Variable
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 

@@ -10,6 +10,8 @@ import pytest
 
 from e3nn_accel import cli
 
+pytestmark = pytest.mark.once
+
 SHOW = """
 import os, pickle, sys
 
