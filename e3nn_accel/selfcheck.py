@@ -54,7 +54,7 @@ def _compare(
 ) -> str:
     with suspend():
         try:
-            stock = _randomised(copy.deepcopy(module, _parameters_of(module)), dtype, device)
+            stock = _randomised(_copy_of(module), dtype, device)
             inputs = _random_inputs(stock, operation, dtype, device)
             expected, leaves = _stock(stock, operation, inputs)
         except Exception as error:
@@ -78,9 +78,28 @@ def _tolerance(dtype: torch.dtype) -> float:
     return TOLERANCE.get(dtype, 8 * torch.finfo(dtype).eps)
 
 
-def _parameters_of(module: torch.nn.Module) -> dict[int, torch.nn.Parameter]:
-    """Parameters for `copy.deepcopy` to take as copied: MACE's EmptyParam can't be."""
-    return {id(p): torch.nn.Parameter(p.detach().clone()) for p in module.parameters()}
+def _copy_of(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy with parameters and buffers of its own; what else a user hung on it may be shared."""
+    # as already copied: MACE's EmptyParam can't be
+    memo: dict[int, Any] = {
+        id(p): torch.nn.Parameter(p.detach().clone()) for p in module.parameters()
+    }
+    try:
+        return copy.deepcopy(module, dict(memo))
+    except Exception:
+        for part in module.modules():
+            for name, value in vars(part).items():
+                if name not in ("_parameters", "_buffers", "_modules") and not _copies(value):
+                    memo[id(value)] = value
+        return copy.deepcopy(module, memo)
+
+
+def _copies(value: Any) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:
+        return False
+    return True
 
 
 def _generator() -> torch.Generator:
