@@ -78,28 +78,28 @@ def _tolerance(dtype: torch.dtype) -> float:
     return TOLERANCE.get(dtype, 8 * torch.finfo(dtype).eps)
 
 
-def _copy_of(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy with parameters and buffers of its own; what else a user hung on it may be shared."""
-    # as already copied: MACE's EmptyParam can't be
-    memo: dict[int, Any] = {
-        id(p): torch.nn.Parameter(p.detach().clone()) for p in module.parameters()
+def _copy_of(module: Any) -> Any:
+    """A module with parameters and buffers of its own, which shares whatever else hangs on it.
+
+    Not `copy.deepcopy`: that fails for MACE's EmptyParam and for attributes like locks, and traces
+    e3nn's generated code anew, for which torch.fx patches the calls of all modules meanwhile.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return copy.deepcopy(module)
+    twin = object.__new__(type(module))
+    fields = vars(module)
+    own = {
+        "_parameters": lambda p: torch.nn.Parameter(p.detach().clone()),
+        "_buffers": lambda b: b.detach().clone(),
+        "_modules": _copy_of,
     }
-    try:
-        return copy.deepcopy(module, dict(memo))
-    except Exception:
-        for part in module.modules():
-            for name, value in vars(part).items():
-                if name not in ("_parameters", "_buffers", "_modules") and not _copies(value):
-                    memo[id(value)] = value
-        return copy.deepcopy(module, memo)
-
-
-def _copies(value: Any) -> bool:
-    try:
-        copy.deepcopy(value)
-    except Exception:
-        return False
-    return True
+    vars(twin).update(fields)
+    for name, copied in own.items():
+        kept = {
+            key: None if value is None else copied(value) for key, value in fields[name].items()
+        }
+        vars(twin)[name] = type(fields[name])(kept)
+    return twin
 
 
 def _generator() -> torch.Generator:

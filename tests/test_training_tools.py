@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -281,16 +283,18 @@ def rank_of_two(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
-    results = []
+    results, kept = [], []
     for options in (None, {"strict": True}):
         if options is not None:
             e3nn_accel.enable(**options)
         module = build("FullyConnectedTensorProduct")
-        parallel = torch.nn.parallel.DistributedDataParallel(module)
-        results.append(steps(module, parallel, rank))
+        kept.append(torch.nn.parallel.DistributedDataParallel(module))
+        results.append(steps(module, kept[-1], rank))
     assert_ran_on_torch(module, "tensor_product", 2)
     torch.save(results, f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    while not Path(folder, f"rank{1 - rank}.pt").exists():  # it may still be receiving from us
+        time.sleep(0.01)
+    os._exit(0)  # torch joins gloo's thread with the GIL held, which that thread may be waiting for
 
 
 def test_two_processes(tmp_path: Path) -> None:
