@@ -83,6 +83,12 @@ def test_shapes(case: Case) -> None:
     check(case, node_attrs("all species", 12, species))
 
 
+@pytest.mark.parametrize("species", [[0, 0, 1], [1, 0, 1, 0]], ids=["sorted", "unsorted"])
+def test_single_channels(species: list[int]) -> None:
+    """One channel of a vector, whose transpose keeps its strides."""
+    check(skip_tp("4x0e+1x1o+1x2e", 2, "3x0e+2x1o+1x2e"), one_hot(species, 2))
+
+
 def test_odd_scalars() -> None:
     """Parity-odd one-hot scalars couple to the other parity."""
     check(

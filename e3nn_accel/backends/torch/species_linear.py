@@ -80,7 +80,7 @@ def _sorted_rows(block: torch.Tensor, species: Species) -> torch.Tensor:
         x = x.index_select(0, species.order)
     if species.values is not None:
         x = x * species.values.unsqueeze(-1)
-    return x.view(rows * k, mul)
+    return x.reshape(rows * k, mul)  # a single channel leaves strides that can't be viewed
 
 
 def _unsorted(product: torch.Tensor, species: Species, k: int) -> torch.Tensor:

@@ -156,7 +156,7 @@ def _mix(t: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         return w.transpose(1, 2) @ t
     z, q, k = t.shape
     if k == 1:
-        return (t.view(z, q) @ w).unsqueeze(-1)
+        return (t.reshape(z, q) @ w).unsqueeze(-1)
     return (t.transpose(1, 2).reshape(z * k, q) @ w).view(z, k, w.shape[1]).transpose(1, 2)
 
 
