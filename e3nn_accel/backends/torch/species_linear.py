@@ -40,6 +40,7 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> tuple[str, Run]:
     paths = [p for p in d.paths if 0 not in p.path_shape]
     constants = [tensor_product.Constants.of(p, context) for p in paths]
     shapes: list[tuple[int, ...]] = [p.path_shape for p in paths]
+    used = sorted({p.i_in1 for p in paths})
     dim1, dim_out = dim_of(d.irreps_in1), dim_of(d.irreps_out)
 
     def run(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -53,7 +54,7 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> tuple[str, Run]:
         if species is None or any(c.kind == "general" for c in constants):
             return general(x, y, weight)
         blocks = split_blocks(x.reshape(len(species.order), dim1), d.irreps_in1)
-        rows = [_sorted_rows(block, species) for block in blocks]
+        rows = {i: _sorted_rows(blocks[i], species) for i in used}
         sums: list[torch.Tensor | None] = [None] * len(d.irreps_out)
         for path, c, w in zip(paths, constants, split_weights(weight, shapes), strict=True):
             k = c.dims[2]
