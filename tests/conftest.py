@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 reads a pickle
 
 import pytest
 import torch
+from host_kernels import HostCompiler, compiler
 from hypothesis import HealthCheck, Phase, settings
 
 import e3nn_accel
+from e3nn_accel.plan import Availability
 
 torch.set_num_threads(1)
 
@@ -50,6 +55,34 @@ def eager_e3nn() -> Iterator[None]:
     e3nn.set_optimization_defaults(jit_script_fx=False)
     yield
     e3nn.set_optimization_defaults(**before)
+
+
+@pytest.fixture(scope="session")
+def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where kernels compiled for the CPU are, for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "host_kernels"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def kernels_on_host(host_folder: Path, monkeypatch: pytest.MonkeyPatch) -> HostCompiler:
+    """The cuda backend plans for CPU tensors, and its kernels run on the CPU."""
+    if compiler() is None:
+        pytest.skip("no g++")
+    from e3nn_accel.backends import cuda
+
+    host = HostCompiler(host_folder)
+    for found in pkgutil.iter_modules(cuda.__path__, f"{cuda.__name__}."):
+        module = importlib.import_module(found.name)
+        if hasattr(module, "load_all"):
+            monkeypatch.setattr(module, "load_all", host.load_all)
+    monkeypatch.setattr(cuda.CudaBackend, "device_type", "cpu")
+    monkeypatch.setattr(cuda.CudaBackend, "available", lambda self: Availability(True))
+    return host
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
