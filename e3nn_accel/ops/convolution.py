@@ -80,10 +80,9 @@ class _Forward(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Any, kernels: Any
     ) -> torch.Tensor:
-        x, y, w = x.contiguous(), y.contiguous(), w.contiguous()
-        ctx.save_for_backward(x, y, w)
+        ctx.save_for_backward(x, y, w)  # these and no copies: second derivatives go back to them
         ctx.graph, ctx.kernels = graph, kernels
-        out: torch.Tensor = kernels.forward(x, y, w, graph)
+        out: torch.Tensor = kernels.forward(*_contiguous(x, y, w), graph)
         return out
 
     @staticmethod
@@ -106,11 +105,10 @@ class _Backward(torch.autograd.Function):
         kernels: Any,
         wanted: tuple[bool, bool, bool],
     ) -> Any:
-        g = g.contiguous()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, x, y, w)
         ctx.graph, ctx.kernels = graph, kernels
-        return kernels.backward(g, x, y, w, graph, wanted)
+        return kernels.backward(*_contiguous(g, x, y, w), graph, wanted)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -124,8 +122,12 @@ class _Backward(torch.autograd.Function):
         if torch.is_grad_enabled():  # a derivative of this one will be asked for: compose it
             found = _composed(operands, tangents, ctx.graph, ctx.kernels)
         else:
-            found = ctx.kernels.double(*operands, *(h.contiguous() for h in tangents), ctx.graph)
+            found = ctx.kernels.double(*_contiguous(*operands, *tangents), ctx.graph)
         return (*found, None, None, None)
+
+
+def _contiguous(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(t.contiguous() for t in tensors)
 
 
 def _composed(
