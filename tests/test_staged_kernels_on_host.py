@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from comparison import accelerated, derivatives
+from convolution_parity import check, every_path, fused, hub, operands_of
 from graphs import random_edges
-from test_kernels_on_host import check, every_path, fused, hub, operands_of
 
 from e3nn_accel.backends.cuda import convolution_kernels
 from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution, Variant
