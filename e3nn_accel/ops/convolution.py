@@ -72,7 +72,8 @@ def convolution(
 ) -> torch.Tensor:
     """F(x, y, w), differentiable to any order."""
     if not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad or w.requires_grad)):
-        return kernels.forward(*_contiguous(x, y, w), graph)
+        x, y, w = _contiguous(x, y, w)
+        return kernels.forward(x, y, w, graph)
     out: torch.Tensor = _Forward.apply(x, y, w, graph, kernels)  # type: ignore[no-untyped-call]
     return out
 
