@@ -16,6 +16,63 @@
 
 #include "convolution.cuh"
 
+struct Batch {
+    real y[EDGES][Y_COMPONENTS];
+#if DOUBLE
+    real hy[EDGES][Y_COMPONENTS];
+    real h[EDGES][M_PADDED];
+#endif
+    real m[EDGES][M_PADDED];
+    int edge[EDGES];
+    int sender[EDGES];
+};
+
+__device__ __forceinline__ void couple(real (*m)[M_PADDED], const real (*y)[Y_COMPONENTS], int edges) {
+    for (int t = threadIdx.x; t < edges * M_ENTRIES; t += THREADS) {
+        const int e = t / M_ENTRIES, q = t % M_ENTRIES;
+        real sum = 0;
+        UNROLL for (int s = 0; s < M_TERMS; s++) sum = multiply_add(M_VALUE[q][s], y[e][M_Y[q][s]], sum);
+        m[e][q] = sum;
+    }
+}
+
+__device__ __forceinline__ void fetch_batch(Batch& b, const int* order, const int* senders, const real* y,
+                                            const real* hy, int first, int edges) {
+    __syncthreads();  // the batch before is done with
+    for (int t = threadIdx.x; t < edges; t += THREADS) {
+        const int e = order[first + t];
+        b.edge[t] = e;
+        b.sender[t] = senders[e];
+    }
+    __syncthreads();
+    for (int t = threadIdx.x; t < edges * Y_COMPONENTS; t += THREADS) {
+        const int e = t / Y_COMPONENTS, j = t % Y_COMPONENTS;
+        const long long at = (long long)b.edge[e] * Y_ROW + Y_AT[j];
+        b.y[e][j] = y[at];
+#if DOUBLE
+        b.hy[e][j] = hy[at];
+#endif
+    }
+    __syncthreads();
+    couple(b.m, b.y, edges);
+#if DOUBLE
+    couple(b.h, b.hy, edges);
+#endif
+    __syncthreads();
+}
+
+__device__ __forceinline__ void fetch_weights(real (&w)[TERMS], const real* weights, long long edge, int u) {
+    UNROLL for (int p = 0; p < TERMS; p++)
+        w[p] = TERM[p].weight < 0 ? (real)1
+               : ACTIVE(TERM[p].mul)  ? load_once(weights + edge * WEIGHT_ROW + TERM[p].weight + u * TERM[p].stride)
+                                  : (real)0;
+}
+
+__device__ __forceinline__ void fetch_features(real (&x)[X_COMPONENTS], const real* features, long long node, int u) {
+    UNROLL for (int i = 0; i < X_COMPONENTS; i++)
+        x[i] = ACTIVE(IN_ROW[i].mul) ? __ldg(features + node * X_ROW + IN_ROW[i].offset + u * IN_ROW[i].stride) : (real)0;
+}
+
 #if FORWARD
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 convolution_forward(const real* __restrict__ x, const real* __restrict__ y, const real* __restrict__ weights,
@@ -48,6 +105,19 @@ convolution_forward(const real* __restrict__ x, const real* __restrict__ y, cons
         }
     }
     store_outputs(out, sums, node, u);
+}
+#endif
+
+#if BACKWARD || DOUBLE
+// dy is [chunks of channels, all edges, Y_COMPONENTS]: blocks that share a node add up later.
+__device__ __forceinline__ void store_sums(const Reduction& r, const Batch& b, real* dy, long long all, int edges) {
+    __syncthreads();
+    for (int t = threadIdx.x; t < edges * Y_COMPONENTS; t += THREADS) {
+        const int e = t / Y_COMPONENTS, j = t % Y_COMPONENTS;
+        real sum = 0;
+        UNROLL for (int warp = 0; warp < WARPS; warp++) sum += r.partial[e][warp][j];
+        dy[(blockIdx.y * all + b.edge[e]) * Y_COMPONENTS + j] = sum;
+    }
 }
 #endif
 

@@ -9,21 +9,22 @@ from functools import partial
 import torch
 from convolution_parity import every_path
 
-from e3nn_accel.backends.cuda.convolution import FusedConvolution
+from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import ConvolutionDescriptor
 from e3nn_accel.health import registry
 from e3nn_accel.plan import PlanContext
 
-Programs = Callable[[torch.dtype], list[KernelProgram]]
+Programs = Callable[[torch.dtype, int], list[KernelProgram]]
+"""Of a dtype and a compute capability."""
 
 BOTH = (torch.float32, torch.float64)
 SINGLE = (torch.float32,)
 ARCHITECTURES = (75, 80, 90, 100, 120)
 """Turing, Ampere, Hopper, and both Blackwells."""
 BEFORE_BLACKWELL = (75, 80, 90)
-"""NVRTC 13.5 takes some thirty times as long for sm_100 and sm_120: minutes for a large plan."""
+"""Machine code for sm_100 and sm_120 takes minutes for a large plan (`e3nn_accel.nvrtc.SLOW_FROM`)."""
 SH = "0e+1o+2e+3o"
 ALL_TO_3 = "+".join(f"64x{degree}{parity}" for degree in range(4) for parity in "eo")
 
@@ -33,7 +34,7 @@ class RecordedPlan:
     """A plan of the table.
 
     Attributes:
-        programs: Every program of the plan in a dtype, those of derivatives too.
+        programs: Every program of the plan, those of derivatives too.
         dtypes: In which they are recorded.
         architectures: For which.
         takes_long: To compile: in .ci/full alone.
@@ -44,10 +45,10 @@ class RecordedPlan:
     architectures: tuple[int, ...] = ARCHITECTURES
     takes_long: bool = False
 
-    def all_programs(self) -> Iterator[KernelProgram]:
+    def all_programs(self, architecture: int) -> Iterator[KernelProgram]:
         """In each dtype."""
         for dtype in self.dtypes:
-            yield from self.programs(dtype)
+            yield from self.programs(dtype, architecture)
 
 
 def convolution(irreps1: str, irreps2: str, target: str) -> Programs:
@@ -56,19 +57,27 @@ def convolution(irreps1: str, irreps2: str, target: str) -> Programs:
 
 
 def _convolution(
-    irreps1: str, irreps2: str, target: str, dtype: torch.dtype
+    irreps1: str, irreps2: str, target: str, dtype: torch.dtype, architecture: int
 ) -> list[KernelProgram]:
     module = every_path(irreps1, irreps2, target, compile_left_right=False, compile_right=False)
     descriptor = registry().describe(module, "convolution")
     assert isinstance(descriptor, ConvolutionDescriptor), descriptor
-    context = PlanContext(dtype, torch.device("cuda", 0), Config())
+    context = PlanContext(dtype, torch.device("cuda", 0), Config(), architecture)
     kernels = FusedConvolution(descriptor.product, context)
-    return kernels.programs(("forward", "backward", "double", "gather"))
+    variants = [
+        Variant(kind, staged=staged)
+        for staged in (False, True)
+        for kind in KINDS
+        if not staged or kernels.staged[kind]
+    ]
+    return [part.program for variant in variants for part in kernels.parts(variant)]
 
 
 PLANS = {
     "MACE layer 1": RecordedPlan(convolution("128x0e", SH, SH), BOTH),
-    "MACE layer 2": RecordedPlan(convolution("128x0e+128x1o", SH, SH), BOTH),
+    "MACE layer 2": RecordedPlan(
+        convolution("128x0e+128x1o", SH, SH), BOTH, architectures=BEFORE_BLACKWELL
+    ),
     "MACE large layer 2": RecordedPlan(
         convolution("128x0e+128x1o+128x2e", SH, SH), architectures=BEFORE_BLACKWELL
     ),

@@ -44,7 +44,7 @@ def entries(plan: str, architecture: int) -> list[str]:
     """Names of a plan's kernels in the table, found without compiling."""
     return [
         _entry(plan, program.name, kernel, architecture)
-        for program in PLANS[plan].all_programs()
+        for program in PLANS[plan].all_programs(architecture)
         for kernel in program.entries
     ]
 
@@ -52,7 +52,7 @@ def entries(plan: str, architecture: int) -> list[str]:
 def compiled(plan: str, architecture: int, toolchain: Toolchain) -> Uses:
     """What a plan's kernels take now."""
     found: Uses = {}
-    for binary in toolchain.build_all(list(PLANS[plan].all_programs()), architecture):
+    for binary in toolchain.build_all(list(PLANS[plan].all_programs(architecture)), architecture):
         for kernel, r in binary.resources.items():
             name = _entry(plan, binary.name, kernel, architecture)
             found[name] = Use(r.registers, r.spill_stores + r.spill_loads, r.shared)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from fnmatch import fnmatch
 
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 reads a pickle
@@ -23,7 +24,7 @@ from e3nn_accel.nvrtc import bindings_compiler
 def main(pattern: str = "*") -> None:
     """Record the plans that the pattern matches, and say what changed."""
     torch.set_default_dtype(torch.float64)
-    toolchain = Toolchain(bindings_compiler())
+    toolchain = Toolchain(replace(bindings_compiler(), native=True))
     before = recorded().uses if TABLE.exists() else {}
     wanted = {name for plan, sm in COMPILATIONS for name in entries(plan, sm)}
     after = {name: use for name, use in before.items() if name in wanted}

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,16 @@ def test_target() -> None:
     assert compiler.target(86) == "compute_80"
     with pytest.raises(CompileError, match=r"sm_70\n.*sm_75"):
         compiler.target(70)
+
+
+def test_target_where_machine_code_takes_minutes() -> None:
+    """PTX for the newest device that doesn't, unless it is asked for."""
+    compiler = fake_compiler(Compilations(), architectures=(75, 90, 100, 120))
+    assert [compiler.target(a) for a in (90, 100, 103, 120)] == ["sm_90", *["compute_90"] * 3]
+    native = replace(compiler, native=True)
+    assert [native.target(a) for a in (100, 103, 120)] == ["sm_100", "compute_100", "sm_120"]
+    only = fake_compiler(Compilations(), architectures=(100, 120))
+    assert only.target(110) == "compute_100"
 
 
 def test_resources_of_each_kernel() -> None:
@@ -519,7 +530,7 @@ def test_real_constants_matter(nvrtc: Compiler) -> None:
 
 def test_real_ptx_for_an_unknown_device(nvrtc: Compiler) -> None:
     """Of a device that NVRTC doesn't know yet; it has no report of resources."""
-    built = Toolchain(nvrtc).build(axpy(), 999)
+    built = Toolchain(replace(nvrtc, native=True)).build(axpy(), 999)
     assert built.target == f"compute_{max(nvrtc.architectures)}"
     assert b".visible .entry axpy(" in built.image
     assert not built.image.endswith(b"\0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 from kernel_plans import PLANS
@@ -26,7 +27,7 @@ def _marked(plan: str, sm: int) -> object:
 def toolchain() -> Toolchain | str:
     """With the NVRTC from PyPI; or why there is none."""
     try:
-        return Toolchain(bindings_compiler())
+        return Toolchain(replace(bindings_compiler(), native=True))
     except (ImportError, RuntimeError, CompileError) as error:
         return f"no NVRTC from PyPI: {error}"
 

@@ -16,13 +16,13 @@ struct Turn {
     unsigned parity : 1, expected : 11, pending : 12;
     int bytes;
 };
-static_assert(sizeof(Turn) == sizeof(Barrier));
+static_assert(sizeof(Turn) == sizeof(::Barrier));
 
 struct Copy {
     void* to;
     const void* from;
     unsigned bytes;
-    Barrier* barrier;  // of a row that comes
+    ::Barrier* barrier;  // of a row that comes
     char adds;         // of a row that leaves: 0, or the size of the numbers that are added
 };
 
@@ -36,7 +36,7 @@ struct Leaving {
 };
 static Leaving leaving[MOST_THREADS];
 
-inline Turn turn_of(Barrier& b) {
+inline Turn turn_of(::Barrier& b) {
     const unsigned long long state = __atomic_load_n(&b.state, __ATOMIC_ACQUIRE);
     Turn turn;
     std::memcpy(&turn, &state, sizeof turn);
@@ -44,7 +44,7 @@ inline Turn turn_of(Barrier& b) {
 }
 
 template <class Change>
-inline void change(Barrier& b, const Change& change) {
+inline void change(::Barrier& b, const Change& change) {
     unsigned long long before = __atomic_load_n(&b.state, __ATOMIC_ACQUIRE), after;
     do {
         Turn turn;
@@ -69,7 +69,7 @@ inline void check(const void* to, const void* from, unsigned bytes) {
 }
 
 // The rows that a barrier waits for come in: by whoever waits first, the issuing thread's list being its own.
-inline void let_in(Barrier& b) {
+inline void let_in(::Barrier& b) {
     for (unsigned n = 0; n < coming_count; n++)
         if (coming[n].barrier == &b) {
             const Copy copy = coming[n];
@@ -81,22 +81,22 @@ inline void let_in(Barrier& b) {
 
 }  // namespace host
 
-inline void barrier_init(Barrier& b, unsigned arrivals) {
+inline void barrier_init(::Barrier& b, unsigned arrivals) {
     host::Turn turn = {0, arrivals, arrivals, 0};
     std::memcpy(&b.state, &turn, sizeof turn);
 }
 
 inline void fence_for_copies() {}
 
-inline void arrive(Barrier& b) {
+inline void arrive(::Barrier& b) {
     host::change(b, [](host::Turn& turn) { turn.pending--; });
 }
 
-inline void arrive_expecting(Barrier& b, unsigned bytes) {
+inline void arrive_expecting(::Barrier& b, unsigned bytes) {
     host::change(b, [=](host::Turn& turn) { turn.pending--, turn.bytes += (int)bytes; });
 }
 
-inline void copy_in(void* to, const void* from, unsigned bytes, Barrier& b) {
+inline void copy_in(void* to, const void* from, unsigned bytes, ::Barrier& b) {
     host::check(to, from, bytes);
     if (HOST_THREADS) {  // a list that all threads take from would order what the barriers must order
         std::memcpy(to, from, bytes);
@@ -108,9 +108,9 @@ inline void copy_in(void* to, const void* from, unsigned bytes, Barrier& b) {
     host::coming[host::coming_count++] = {to, from, bytes, &b, 0};
 }
 
-inline void copy_in_once(void* to, const void* from, unsigned bytes, Barrier& b) { copy_in(to, from, bytes, b); }
+inline void copy_in_once(void* to, const void* from, unsigned bytes, ::Barrier& b) { copy_in(to, from, bytes, b); }
 
-inline void wait(Barrier& b, unsigned parity) {
+inline void wait(::Barrier& b, unsigned parity) {
     for (long tries = 0; host::turn_of(b).parity == (parity & 1); tries++) {
         if (!HOST_THREADS) host::let_in(b);
         if (host::turn_of(b).parity != (parity & 1)) return;

@@ -93,6 +93,7 @@ class FusedConvolution:
             kind: staged_schedule(d, self.groups, kind, self.bytes, self.architecture)
             for kind in KINDS
         }
+        self._columns: dict[tuple[int, torch.device], torch.Tensor] = {}
         self._kernels: dict[tuple[Variant, torch.device], tuple[tuple[Kernel, Part], ...]] = {}
 
     def programs(self) -> list[KernelProgram]:
@@ -160,6 +161,13 @@ class FusedConvolution:
                 for program, part, name in zip(loaded, parts, names, strict=True)
             )
         return self._kernels[key]
+
+    def second_columns(self, number: int, device: torch.device) -> torch.Tensor:
+        """Which columns of the second input a group uses; copied to the device once, before any capture."""
+        key = number, device
+        if key not in self._columns:
+            self._columns[key] = torch.tensor(self.groups[number].second, device=device)
+        return self._columns[key]
 
     def forward(
         self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Neighbours

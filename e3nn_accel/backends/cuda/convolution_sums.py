@@ -62,7 +62,7 @@ class Sums:
         if self.dx is not None and at.dx_edge is not self.dx:
             self._add_rows(part, at.dx_edge)
         if self.dy is not None and at.dy is not None and at.dy is not self.dy:
-            columns = torch.tensor(part.group.second, device=self.dy.device)
+            columns = self.owner.second_columns(part.number, self.dy.device)
             self.dy.index_add_(1, columns, at.dy.sum(0))
 
     def _add_rows(self, part: Part, dx_edge: torch.Tensor | None) -> None:
