@@ -1,0 +1,291 @@
+"""From a tensor product's descriptor to parts, each the tables that one kernel is compiled with.
+
+Every mode is a list of pairs of channels and a rule where a pair goes, so modes are data here and
+nothing in the kernels. A product is cut by its output blocks: those whose paths all go channel by
+channel (and are wide enough) to ``tensor_product_channels.cu``, the rest to ``tensor_product.cu``,
+once for the pairs that go to an output as they are and once for those that weights of each row mix.
+
+Pairs that weights shared by all rows mix are an output themselves, laid out for a matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple, Protocol
+
+from e3nn_accel.descriptor import Irreps, ProductPath, TensorProductDescriptor, dim_of
+
+MIXING = ("uvw", "uuw", "u<vw")
+"""Modes whose weights have an index of the output's channels."""
+PAIR_LIMIT = 16384
+"""Pairs of channels of a part: its tables are text that a compiler reads."""
+SHARED_BYTES = 46 * 1024
+PARTIAL_SUMS = 1 << 22
+"""Numbers that the gradients of shared weights may take before they are added up."""
+
+
+class Part(Protocol):
+    """One kernel file with its tables.
+
+    Attributes:
+        file: The ``.cu`` file.
+        swapped: The kernel's first input is the product's second.
+        threads: Of a block.
+        rows: That a block takes at a time.
+        chunks: Blocks that share a row; each has its own dy.
+        sums: Partial sums of dw that a block makes where weights are shared.
+        covered: Components of the output that it sets.
+        shared_bytes: Shared memory of a block.
+    """
+
+    @property
+    def file(self) -> str: ...
+    @property
+    def swapped(self) -> bool: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def chunks(self) -> int: ...
+    @property
+    def sums(self) -> int: ...
+    @property
+    def covered(self) -> int: ...
+    @property
+    def shared_bytes(self) -> int: ...
+
+    def reached(self, operand: int) -> int:
+        """Components of the kernel's first (0) or second (1) input that play a part."""
+        ...
+
+    def header(self, kind: str, real: str) -> str:
+        """The text of ``plan.cuh`` for "forward" or "backward"."""
+        ...
+
+
+class Numbered(NamedTuple):
+    """A path with the offset of its weights in a row of them, -1 without weights."""
+
+    path: ProductPath
+    weight: int
+
+    @property
+    def mixes(self) -> bool:
+        """Whether weights sum over the pairs."""
+        return self.path.has_weight and self.path.mode in MIXING
+
+    @property
+    def count(self) -> int:
+        """Its weights."""
+        return prod(self.path.path_shape) if self.path.has_weight else 0
+
+
+def numbered(d: TensorProductDescriptor) -> list[Numbered]:
+    """The paths that compute anything."""
+    found, offset = [], 0
+    for path in d.paths:
+        n = Numbered(path, offset if path.has_weight else -1)
+        if 0 not in path.path_shape and d.irreps_out[path.i_out].dim:
+            found.append(n)
+        offset += n.count
+    return found
+
+
+def offset_of(irreps: Irreps, block: int) -> int:
+    """Where a block starts in a row."""
+    return sum(b.dim for b in irreps[:block])
+
+
+def pairs_of(mode: str, mul1: int, mul2: int) -> Iterator[tuple[int, int]]:
+    """(u, v) in the order of the weights."""
+    if mode in ("uuw", "uuu"):
+        return ((u, u) for u in range(mul1))
+    if mode in ("uvu<v", "u<vw"):
+        return ((u, v) for u in range(mul1) for v in range(u + 1, mul2))
+    return ((u, v) for u in range(mul1) for v in range(mul2))
+
+
+def channel_of(mode: str, u: int, v: int, q: int) -> int:
+    """The output's channel that pair number q goes to."""
+    return {"uvu": u, "uuu": u, "uvv": v, "uuw": 0}.get(mode, q)
+
+
+class Placed(NamedTuple):
+    """A pair: where its channels start in rows of x and y, its weights, and where it goes.
+
+    Attributes:
+        out: Its first component in the result; `MixPart`: number of the output block.
+        stride: From one of its components there to the next.
+        segment: The matrix of the result that it is in.
+    """
+
+    x: int
+    y: int
+    out: int
+    weight: int
+    path: int
+    stride: int
+    segment: int
+
+
+class Segment(NamedTuple):
+    """One of the matrices that a result consists of: numbers of a row before it, and in it."""
+
+    base: int
+    size: int
+
+
+class Block(NamedTuple):
+    """Pairs that weights shared by all rows mix into one output block, as a matrix of the result."""
+
+    i_out: int
+    segment: int
+    paths: tuple[Numbered, ...]
+    pairs: int
+
+
+class Item(NamedTuple):
+    """A component of a row and the pairs that meet there, first to end in the list of its kind."""
+
+    at: int
+    first: int
+    end: int
+    component: int
+    segment: int
+
+
+@dataclass
+class PairTables:
+    """Pairs and the constants of their paths, indexed by every component that they touch."""
+
+    pairs: list[Placed] = field(default_factory=list)
+    paths: list[ProductPath] = field(default_factory=list)
+
+    def add(self, d: TensorProductDescriptor, n: Numbered, where: Iterable[tuple[int, int, int]]) -> None:
+        """Append the pairs of a path; ``where`` gives (out, stride, segment) of each."""
+        p = n.path
+        a, b = d.irreps_in1[p.i_in1], d.irreps_in2[p.i_in2]
+        x0, y0 = offset_of(d.irreps_in1, p.i_in1), offset_of(d.irreps_in2, p.i_in2)
+        step = p.path_shape[-1] if n.mixes else 1
+        channels = pairs_of(p.mode, a.mul, b.mul)
+        for q, ((u, v), place) in enumerate(zip(channels, where, strict=True)):
+            weight = n.weight + q * step if n.weight >= 0 else -1
+            self.pairs.append(Placed(x0 + u * a.ir_dim, y0 + v * b.ir_dim, place[0], weight, len(self.paths), *place[1:]))
+        self.paths.append(p)
+
+    def extent(self, pair: Placed, axis: int) -> int:
+        """Components of one of the pair's channels."""
+        return self.paths[pair.path].coupling.shape[axis]
+
+    def outputs(self) -> list[Item]:
+        """In the order of memory; sorts the pairs by where they go."""
+        self.pairs.sort(key=lambda p: (p.segment, p.out))
+        items = []
+        first = 0
+        for n, pair in enumerate(self.pairs):
+            here = (pair.segment, pair.out)
+            if n + 1 == len(self.pairs) or here != (self.pairs[n + 1].segment, self.pairs[n + 1].out):
+                for k in range(self.extent(pair, 2)):
+                    items.append(Item(pair.out + k * pair.stride, first, n + 1, k, pair.segment))
+                first = n + 1
+        return sorted(items, key=lambda item: (item.segment, item.at))
+
+    def inputs(self, axis: int) -> tuple[list[Item], list[int]]:
+        """Components of the first (0) or second (1) input, and the pairs of each channel."""
+        channels: dict[int, list[int]] = {}
+        for n, pair in enumerate(self.pairs):
+            channels.setdefault(pair[axis], []).append(n)
+        items, members = [], []
+        for at, pairs in sorted(channels.items()):
+            first = len(members)
+            members += pairs
+            extent = self.extent(self.pairs[pairs[0]], axis)
+            items += [Item(at + i, first, len(members), i, 0) for i in range(extent)]
+        return items, members
+
+    def entries(self, axis: int) -> tuple[list[tuple[int, int, str]], list[int], list[int]]:
+        """Constants by their index ``axis``: entries, where each value's start, each path's first of those."""
+        found: list[tuple[int, int, str]] = []
+        first, starts = [], []
+        for path in self.paths:
+            c = path.coupling
+            starts.append(len(first))
+            others = [n for n in range(3) if n != axis]
+            rows = list(zip(c.indices.tolist(), c.values.tolist(), strict=True)) if path.path_weight else []
+            for index in range(c.shape[axis]):
+                first.append(len(found))
+                found += [
+                    (at[others[0]], at[others[1]], repr(value * path.path_weight))
+                    for at, value in rows
+                    if at[axis] == index
+                ]
+            first.append(len(found))
+        return found, first, starts
+
+    def header(self, real: str) -> list[str]:
+        """Tables that both uses of the kernel file have."""
+        x_items, of_x = self.inputs(0)
+        y_items, of_y = self.inputs(1)
+        lines = [
+            f"#define REAL {real}",
+            f"#define PAIRS {len(self.pairs)}",
+            f"#define X_ITEMS {len(x_items)}",
+            f"#define Y_ITEMS {len(y_items)}",
+            f"struct Entry {{ int a, b; {real} c; }};",
+            "struct Pair { int x, y, out, weight, path; };",
+            "struct Path { int k, i, j, d3, stride, segment; };",
+            "struct Item { int at, first, end, component, segment; };",
+            "struct Segment { long long base, size; };",
+        ]
+        starts = []
+        for axis, name in ((2, "K"), (0, "I"), (1, "J")):
+            entries, first, begin = self.entries(axis)
+            starts.append(begin)
+            lines += [array("Entry", f"ENTRY_{name}", entries or [(0, 0, "0.0")]), array("int", f"FIRST_{name}", first)]
+        of_path = {pair.path: pair for pair in self.pairs}
+        paths = [
+            (k, i, j, path.coupling.shape[2], of_path[n].stride, of_path[n].segment)
+            for n, (path, k, i, j) in enumerate(zip(self.paths, *starts, strict=True))
+        ]
+        return [
+            *lines,
+            array("Path", "PATH", paths),
+            array("Pair", "PAIR", [pair[:5] for pair in self.pairs]),
+            array("Item", "X_ITEM", x_items),
+            array("Item", "Y_ITEM", y_items),
+            array("int", "PAIRS_OF_X", of_x),
+            array("int", "PAIRS_OF_Y", of_y),
+        ]
+
+
+def lanes_for(items: list[Item], team: int) -> int:
+    """Threads that share an item, where there are fewer items than threads and many pairs in each."""
+    longest = max(item.end - item.first for item in items)
+    return next(n for n in (32, 16, 8, 4, 2, 1) if n == 1 or (n * len(items) <= team and n <= longest))
+
+
+def rows_of(d: TensorProductDescriptor) -> dict[str, int]:
+    """Sizes of the rows in memory."""
+    return {
+        "X_ROW": dim_of(d.irreps_in1),
+        "Y_ROW": dim_of(d.irreps_in2),
+        "WEIGHT_ROW": d.weight_numel,
+        "SHARED_WEIGHTS": int(d.shared_weights),
+    }
+
+
+def defines(sizes: dict[str, int]) -> list[str]:
+    """Preprocessor constants."""
+    return [f"#define {name} {value}" for name, value in sizes.items()]
+
+
+def array(kind: str, name: str, values: list, inner: str = "") -> str:  # type: ignore[type-arg]
+    """A constant table."""
+
+    def text(value: object) -> str:
+        return "{" + ", ".join(map(text, value)) + "}" if isinstance(value, list | tuple) else str(value)
+
+    return f"__device__ constexpr {kind} {name}[]{inner} = {text(values)};"
