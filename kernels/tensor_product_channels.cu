@@ -13,7 +13,8 @@
 // through a buffer of its own in shared memory, contiguous on the one side and, d being odd, without
 // bank conflicts at stride d on the other. The gradients of the next block are loaded meanwhile.
 //
-// Compiled once for each of FORWARD and BACKWARD (with WANT_X, WANT_Y, WANT_W) of each group of outputs.
+// Compiled once for each of FORWARD, BACKWARD (with WANT_X, WANT_Y, WANT_W) and DOUBLE, the second
+// derivative, of each group of outputs.
 // plan.cuh gives INPUT[a] and OUTPUT[b] = {offset in the row, d, mul, first, ..}: an input's first
 // component among the registers, an output's terms from first to end; COMPONENT[i]: where a register
 // of x lies, offset + u * stride; TERM[p] = {x, d1, m, weight, stride, mul}, its first entry of M_INDEX
@@ -36,28 +37,48 @@
 
 constexpr int WARPS = THREADS / 32;
 
+#if BACKWARD && !WANT_Y
+#define NEEDS_DY 0
+#else
+#define NEEDS_DY (BACKWARD || DOUBLE)
+#endif
+
 struct Shared {
     real y[ROWS][Y_COMPONENTS];
     real m[ROWS][M_PADDED];
+#if DOUBLE
+    real hy[ROWS][Y_COMPONENTS];
+    real h[ROWS][M_PADDED];
+#endif
     real buffer[WARPS][32 * MAX_D];
-#if WANT_Y
+#if NEEDS_DY
     real partial[ROWS][WARPS][Y_PADDED];
 #endif
 };
 
-__device__ __forceinline__ void fetch_rows(Shared& s, const real* y, long long base, int rows) {
+__device__ __forceinline__ void couple(real (*m)[M_PADDED], const real (*y)[Y_COMPONENTS], int rows) {
+    for (int t = threadIdx.x; t < rows * M_ENTRIES; t += THREADS) {
+        const int r = t / M_ENTRIES, q = t % M_ENTRIES;
+        real sum = 0;
+        UNROLL for (int n = 0; n < M_TERMS; n++) sum = multiply_add(M_VALUE[q][n], y[r][M_Y[q][n]], sum);
+        m[r][q] = sum;
+    }
+}
+
+__device__ __forceinline__ void fetch_rows(Shared& s, const real* y, const real* hy, long long base, int rows) {
     __syncthreads();  // the rows before are done with
     for (int t = threadIdx.x; t < rows * Y_COMPONENTS; t += THREADS) {
         const int r = t / Y_COMPONENTS, j = t % Y_COMPONENTS;
         s.y[r][j] = y[(base + r) * Y_ROW + Y_AT[j]];
+#if DOUBLE
+        s.hy[r][j] = hy[(base + r) * Y_ROW + Y_AT[j]];
+#endif
     }
     __syncthreads();
-    for (int t = threadIdx.x; t < rows * M_ENTRIES; t += THREADS) {
-        const int r = t / M_ENTRIES, q = t % M_ENTRIES;
-        real sum = 0;
-        UNROLL for (int n = 0; n < M_TERMS; n++) sum = multiply_add(M_VALUE[q][n], s.y[r][M_Y[q][n]], sum);
-        s.m[r][q] = sum;
-    }
+    couple(s.m, s.y, rows);
+#if DOUBLE
+    couple(s.h, s.hy, rows);
+#endif
     __syncthreads();
 }
 
@@ -106,6 +127,46 @@ __device__ __forceinline__ void store_channel(real* block, const real* v, real* 
     store_block(block, buffer, d, mul, u, accumulate);
 }
 
+// The next gradients, from the order in which they were loaded to channel by channel.
+__device__ __forceinline__ void turn(real (&g)[MAX_D], const real (&loaded)[MAX_D], real* buffer, int d) {
+    const int lane = threadIdx.x % 32;
+    __syncwarp();
+    UNROLL for (int n = 0; n < MAX_D; n++)
+        if (n < d) buffer[32 * n + lane] = loaded[n];
+    __syncwarp();
+    UNROLL for (int k = 0; k < MAX_D; k++)
+        if (k < d) g[k] = buffer[lane * d + k];
+}
+
+// Gradients of output b + 1 of this row, or of the first of the next row.
+__device__ __forceinline__ void load_after(real (&g)[MAX_D], const real* row, int b, bool last_row, int u) {
+    const int n = (b + 1) % OUTPUTS;
+    if (n > 0 || !last_row)
+        load_block(g, row + (n > 0 ? 0 : OUT_ROW) + OUTPUT[n].offset, OUTPUT[n].d, OUTPUT[n].mul, u);
+}
+
+#if NEEDS_DY
+__device__ __forceinline__ void store_sums(const Shared& s, real* dy, long long base, long long rows, int here, int accumulate) {
+    __syncthreads();
+    for (int t = threadIdx.x; t < here * Y_COMPONENTS; t += THREADS) {
+        const int r = t / Y_COMPONENTS, j = t % Y_COMPONENTS;
+        real sum = 0;
+        UNROLL for (int n = 0; n < WARPS; n++) sum += s.partial[r][n][j];
+        real* to = dy + ((long long)blockIdx.y * rows + base + r) * Y_ROW + Y_AT[j];
+        *to = accumulate ? *to + sum : sum;
+    }
+}
+#endif
+
+__device__ __forceinline__ void store_inputs(real* dx, const real (&sums)[X_COMPONENTS], real* buffer, int u, int accumulate) {
+    UNROLL for (int a = 0; a < INPUTS; a++) {
+        real here[MAX_D];
+        UNROLL for (int i = 0; i < MAX_D; i++)
+            if (i < INPUT[a].d) here[i] = sums[INPUT[a].first + i];
+        store_channel(dx + INPUT[a].offset, here, buffer, INPUT[a].d, INPUT[a].mul, u, accumulate);
+    }
+}
+
 #if FORWARD
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 tensor_product_forward(const real* __restrict__ x, const real* __restrict__ y, const real* __restrict__ weights,
@@ -115,7 +176,7 @@ tensor_product_forward(const real* __restrict__ x, const real* __restrict__ y, c
     real* buffer = s.buffer[threadIdx.x / 32];
     for (long long base = (long long)blockIdx.x * ROWS; base < rows; base += (long long)gridDim.x * ROWS) {
         const int here = (int)min((long long)ROWS, rows - base);
-        fetch_rows(s, y, base, here);
+        fetch_rows(s, y, y, base, here);
         real w_next[TERMS], x_next[X_COMPONENTS];
         fetch_weights(w_next, weights, plain, base, u);
         fetch_inputs(x_next, x, base, u);
@@ -164,7 +225,7 @@ tensor_product_backward(const real* __restrict__ x, const real* __restrict__ y, 
 #endif
     for (long long base = (long long)blockIdx.x * ROWS; base < rows; base += (long long)gridDim.x * ROWS) {
         const int here = (int)min((long long)ROWS, rows - base);
-        fetch_rows(s, y, base, here);
+        fetch_rows(s, y, y, base, here);
         real w_next[TERMS], x_next[X_COMPONENTS], g_next[MAX_D];
         fetch_weights(w_next, weights, plain, base, u);
         fetch_inputs(x_next, x, base, u);
@@ -188,17 +249,8 @@ tensor_product_backward(const real* __restrict__ x, const real* __restrict__ y, 
 #endif
             UNROLL for (int b = 0; b < OUTPUTS; b++) {
                 real g[MAX_D];
-                __syncwarp();
-                UNROLL for (int n = 0; n < MAX_D; n++)
-                    if (n < OUTPUT[b].d) buffer[32 * n + lane] = g_next[n];
-                __syncwarp();
-                UNROLL for (int k = 0; k < MAX_D; k++)
-                    if (k < OUTPUT[b].d) g[k] = buffer[lane * OUTPUT[b].d + k];
-                if (b + 1 < OUTPUTS)
-                    load_block(g_next, grad + row * OUT_ROW + OUTPUT[(b + 1) % OUTPUTS].offset, OUTPUT[(b + 1) % OUTPUTS].d,
-                               OUTPUT[(b + 1) % OUTPUTS].mul, u);
-                else if (r + 1 < here)
-                    load_block(g_next, grad + (row + 1) * OUT_ROW + OUTPUT[0].offset, OUTPUT[0].d, OUTPUT[0].mul, u);
+                turn(g, g_next, buffer, OUTPUT[b].d);
+                load_after(g_next, grad + row * OUT_ROW, b, r + 1 == here, u);
                 UNROLL for (int t = 0; t < MAX_TERMS; t++) {
                     const int p = OUTPUT[b].first + t;
                     if (p >= OUTPUT[b].end) break;
@@ -233,12 +285,7 @@ tensor_product_backward(const real* __restrict__ x, const real* __restrict__ y, 
                 }
             }
 #if WANT_X
-            UNROLL for (int a = 0; a < INPUTS; a++) {
-                real dx_here[MAX_D];
-                UNROLL for (int i = 0; i < MAX_D; i++)
-                    if (i < INPUT[a].d) dx_here[i] = dx_sums[INPUT[a].first + i];
-                store_channel(dx + row * X_ROW + INPUT[a].offset, dx_here, buffer, INPUT[a].d, INPUT[a].mul, u, accumulate);
-            }
+            store_inputs(dx + row * X_ROW, dx_sums, buffer, u, accumulate);
 #endif
 #if WANT_Y
             const real sum = reduce_scatter<Y_PADDED>(dy_sums, lane);
@@ -246,17 +293,92 @@ tensor_product_backward(const real* __restrict__ x, const real* __restrict__ y, 
 #endif
         }
 #if WANT_Y
-        __syncthreads();
-        for (int t = threadIdx.x; t < here * Y_COMPONENTS; t += THREADS) {
-            const int r = t / Y_COMPONENTS, j = t % Y_COMPONENTS;
-            real sum = 0;
-            UNROLL for (int n = 0; n < WARPS; n++) sum += s.partial[r][n][j];
-            real* to = dy + ((long long)blockIdx.y * rows + base + r) * Y_ROW + Y_AT[j];
-            *to = accumulate ? *to + sum : sum;
-        }
+        store_sums(s, dy, base, rows, here, accumulate);
 #endif
     }
 #if WANT_W && SHARED_WEIGHTS
+    UNROLL for (int p = 0; p < TERMS; p++)
+        if (TERM[p].weight >= 0 && ACTIVE(TERM[p].mul))
+            dw[(long long)blockIdx.x * WEIGHT_ROW + TERM[p].weight + u * TERM[p].stride] = dw_sums[p];
+#endif
+}
+#endif
+
+// The derivatives of <hx, dx> + <hy, dy> + <hw, dw> by grad, x, y and w in one pass. With h made of
+// hy as m is of y, and v the tangent of w:
+//   out = (w hx + v x) m + w x h,  dx = w h g + v m g,  dw = hx m g + x h g,  dy = C (w hx + v x) g
+#if DOUBLE
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+tensor_product_double(const real* __restrict__ x, const real* __restrict__ y, const real* __restrict__ weights,
+                      const real* __restrict__ grad, const real* __restrict__ hx, const real* __restrict__ hy,
+                      const real* __restrict__ hw, int plain, long long rows, int accumulate, real* __restrict__ out,
+                      real* __restrict__ dx, real* __restrict__ dy, real* __restrict__ dw) {
+    __shared__ Shared s;
+    const int u = blockIdx.y * THREADS + threadIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    real* buffer = s.buffer[warp];
+#if SHARED_WEIGHTS
+    real dw_sums[TERMS];
+    UNROLL for (int p = 0; p < TERMS; p++) dw_sums[p] = 0;
+#endif
+    for (long long base = (long long)blockIdx.x * ROWS; base < rows; base += (long long)gridDim.x * ROWS) {
+        const int here = (int)min((long long)ROWS, rows - base);
+        fetch_rows(s, y, hy, base, here);
+        real g_next[MAX_D];
+        load_block(g_next, grad + base * OUT_ROW + OUTPUT[0].offset, OUTPUT[0].d, OUTPUT[0].mul, u);
+        for (int r = 0; r < here; r++) {
+            const long long row = base + r;
+            real w[TERMS], v[TERMS], xs[X_COMPONENTS], hs[X_COMPONENTS], dx_sums[X_COMPONENTS], dy_sums[Y_PADDED];
+            fetch_weights(w, weights, plain, row, u);
+            fetch_weights(v, hw, 0, row, u);
+            fetch_inputs(xs, x, row, u);
+            fetch_inputs(hs, hx, row, u);
+            UNROLL for (int i = 0; i < X_COMPONENTS; i++) dx_sums[i] = 0;
+            UNROLL for (int j = 0; j < Y_PADDED; j++) dy_sums[j] = 0;
+            UNROLL for (int b = 0; b < OUTPUTS; b++) {
+                real g[MAX_D], sums[MAX_D];
+                turn(g, g_next, buffer, OUTPUT[b].d);
+                load_after(g_next, grad + row * OUT_ROW, b, r + 1 == here, u);
+                UNROLL for (int k = 0; k < MAX_D; k++) sums[k] = 0;
+                UNROLL for (int t = 0; t < MAX_TERMS; t++) {
+                    const int p = OUTPUT[b].first + t;
+                    if (p >= OUTPUT[b].end) break;
+                    real dw_sum = 0;
+                    UNROLL for (int i = 0; i < MAX_D; i++) {
+                        if (i >= TERM[p].d1) break;
+                        const int at = TERM[p].x + i;
+                        const real a = multiply_add(w[p], hs[at], v[p] * xs[at]), c = w[p] * xs[at];
+                        real mg = 0, hg = 0;
+                        UNROLL for (int k = 0; k < MAX_D; k++) {
+                            if (k >= OUTPUT[b].d) break;
+                            const int q = M_INDEX[TERM[p].m + i * OUTPUT[b].d + k];
+                            if (q >= 0) {
+                                mg = multiply_add(s.m[r][q], g[k], mg);
+                                hg = multiply_add(s.h[r][q], g[k], hg);
+                                sums[k] = multiply_add(a, s.m[r][q], multiply_add(c, s.h[r][q], sums[k]));
+                                UNROLL for (int n = 0; n < M_TERMS; n++)
+                                    if (M_VALUE[q][n] != 0)
+                                        dy_sums[M_Y[q][n]] = multiply_add((real)M_VALUE[q][n], a * g[k], dy_sums[M_Y[q][n]]);
+                            }
+                        }
+                        dw_sum = multiply_add(hs[at], mg, multiply_add(xs[at], hg, dw_sum));
+                        dx_sums[at] = multiply_add(w[p], hg, multiply_add(v[p], mg, dx_sums[at]));
+                    }
+#if SHARED_WEIGHTS
+                    dw_sums[p] += dw_sum;
+#else
+                    if (TERM[p].weight >= 0 && ACTIVE(TERM[p].mul))
+                        store_once(dw + row * WEIGHT_ROW + TERM[p].weight + u * TERM[p].stride, dw_sum);
+#endif
+                }
+                store_channel(out + row * OUT_ROW + OUTPUT[b].offset, sums, buffer, OUTPUT[b].d, OUTPUT[b].mul, u, false);
+            }
+            store_inputs(dx + row * X_ROW, dx_sums, buffer, u, accumulate);
+            const real sum = reduce_scatter<Y_PADDED>(dy_sums, lane);
+            if (lane % (32 / Y_PADDED) == 0) s.partial[r][warp][owner<Y_PADDED>(lane)] = sum;
+        }
+        store_sums(s, dy, base, rows, here, accumulate);
+    }
+#if SHARED_WEIGHTS
     UNROLL for (int p = 0; p < TERMS; p++)
         if (TERM[p].weight >= 0 && ACTIVE(TERM[p].mul))
             dw[(long long)blockIdx.x * WEIGHT_ROW + TERM[p].weight + u * TERM[p].stride] = dw_sums[p];

@@ -7,7 +7,7 @@ gradient of its output, and in the two other operands. With (hx, hy, hw) the gra
     dx' = Bx(g, hy, w) + Bx(g, y, hw),  and likewise dy', dw'
 
 so that values and first derivatives are all that kernels need to know: the second are made of these,
-and the third of the second. Terms of tangents that are absent and results that nobody asked for are
+where there is no kernel that has them in one pass, and the third of the second. Terms of tangents that are absent and results that nobody asked for are
 left out. Paths without weights are no function of w: where hw stands in its place they are left out,
 too, which is what the flag ``plain`` says: whether they take part.
 """
@@ -28,9 +28,15 @@ Wanted = tuple[bool, bool, bool]
 class ProductKernels(Protocol):
     """What a backend offers for one product; every tensor contiguous, on one device.
 
+    Attributes:
+        fused_double: Whether there is `double`, the second derivatives in one pass.
+
     Shapes: x [rows, dim1], y [rows, dim2], w [rows, weights], or [weights] where all rows share
     them; the result is whatever `forward` gives, and g has its shape.
     """
+
+    @property
+    def fused_double(self) -> bool: ...
 
     def forward(
         self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, plain: bool
@@ -48,6 +54,20 @@ class ProductKernels(Protocol):
         wanted: Wanted,
     ) -> Optional3:
         """(dx, dy, dw), None where not wanted."""
+        ...
+
+    def double(
+        self,
+        g: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        w: torch.Tensor,
+        hx: torch.Tensor,
+        hy: torch.Tensor,
+        hw: torch.Tensor,
+        plain: bool,
+    ) -> Optional3:
+        """(dg', dx', dy', dw')."""
         ...
 
 
@@ -102,6 +122,16 @@ class _Backward(torch.autograd.Function):
     def backward(ctx: Any, *tangents: Any) -> Any:
         wanted = [gradient_wanted(ctx, n) for n in range(4)]
         g, *operands = ctx.saved_tensors
+        if (
+            ctx.kernels.fused_double
+            and sum(h is not None for h in tangents) > 1
+            and not torch.is_grad_enabled()  # else a derivative of this will be asked for
+        ):
+            hs = [
+                torch.zeros_like(of) if h is None else h.contiguous()
+                for h, of in zip(tangents, operands, strict=True)
+            ]
+            return (*ctx.kernels.double(g, *operands, *hs, ctx.plain), None, None, None)
         found: list[torch.Tensor | None] = [None] * 4
         for n, h in enumerate(tangents):
             if h is None:

@@ -21,6 +21,8 @@ NARROWEST = 8
 TERM_WORDS, INPUT_WORDS, ENTRIES, SECOND = 28, 40, 512, 32
 """Bounds of a group: 32-bit words of a row's weights and features in registers, non-zeros of M
 (shared memory, code), components of the second input (a warp reduces at most 32 sums at once)."""
+REGISTERS = {4: 56, 8: 40}
+"""Of a thread for all else. Fitted on an H100: float64 gains more by occupancy than it loses by spills."""
 ROWS = 16
 REGISTER_FILE = 65536
 
@@ -60,6 +62,7 @@ class ChannelPart:
     entries: list[list[tuple[int, float]]] = field(default_factory=list)
     index: list[int] = field(default_factory=list)
     file: str = FILE
+    has_double: bool = True
 
     def add(self, i_out: int, paths: list[Numbered]) -> None:
         """Append an output block."""
@@ -135,8 +138,9 @@ class ChannelPart:
         return max(d for _, d, *_ in [*self.inputs.values(), *self.outputs])
 
     def _shared_bytes(self, rows: int) -> int:
+        """Of the second derivative, which needs M twice."""
         warps = self.threads // 32
-        row = len(self.second) + len(self.entries) + 4 + warps * padded(len(self.second))
+        row = 2 * (len(self.second) + len(self.entries) + 4) + warps * padded(len(self.second))
         return self.real_bytes * (rows * row + warps * 32 * self.largest)
 
     @property
@@ -152,9 +156,11 @@ class ChannelPart:
     def resident(self, kind: str) -> int:
         """Blocks that should fit one multiprocessor, by an estimate of a thread's registers."""
         held = 2 * (len(self.terms) + self.x_components) + self.largest
-        if kind == "backward":
+        if kind != "forward":
             held += self.largest + self.x_components + padded(len(self.second))
-        registers = self.real_bytes // 4 * held + (28 if kind == "forward" else 36)
+        if kind == "double":
+            held += 2 * self.largest
+        registers = self.real_bytes // 4 * held + (REGISTERS[self.real_bytes] if kind != "forward" else 44)
         return max(1, min(REGISTER_FILE // (self.threads * registers), 1536 // self.threads, 16))
 
     def header(self, kind: str, real: str) -> str:

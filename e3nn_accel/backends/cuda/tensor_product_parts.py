@@ -45,6 +45,7 @@ class ElementPart:
     file: str = FILE
     swapped: bool = False
     chunks: int = 1
+    has_double: bool = False
 
     @cached_property
     def items(self) -> list[Item]:
@@ -122,6 +123,7 @@ class MixPart:
     file: str = FILE
     swapped: bool = False
     chunks: int = 1
+    has_double: bool = False
     sums: int = 1
 
     @classmethod

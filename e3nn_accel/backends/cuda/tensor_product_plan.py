@@ -38,6 +38,7 @@ class Part(Protocol):
         sums: Partial sums of dw that a block makes where weights are shared.
         covered: Components of the output that it sets.
         shared_bytes: Shared memory of a block.
+        has_double: Whether it has a kernel for second derivatives.
     """
 
     @property
@@ -56,13 +57,15 @@ class Part(Protocol):
     def covered(self) -> int: ...
     @property
     def shared_bytes(self) -> int: ...
+    @property
+    def has_double(self) -> bool: ...
 
     def reached(self, operand: int) -> int:
         """Components of the kernel's first (0) or second (1) input that play a part."""
         ...
 
     def header(self, kind: str, real: str) -> str:
-        """The text of ``plan.cuh`` for "forward" or "backward"."""
+        """The text of ``plan.cuh`` for "forward", "backward" or "double"."""
         ...
 
 
