@@ -16,9 +16,12 @@
 // Then dx and dy are sums over the constants with dz = W g in place of w g.
 //
 // Compiled once for each of FORWARD and BACKWARD (with WANT_X, WANT_Y, WANT_W) of each part of a plan.
-// plan.cuh has ENTRY_* = {a, b, c}: the other two indices and C, sorted by the index that is given;
-// PATH = where its entries start, sorted by k, i, j, and where its output goes; *_ITEM = {at, first,
-// end, component, ..}: a component of a row, and its pairs in PAIR, PAIRS_OF_X or PAIRS_OF_Y.
+// ELEMENTS may have many pairs, so that the constants are looked up by path: in plan.cuh ENTRY_* =
+// {a, b, c} are the other two indices and C, sorted by the index that is given; PATH = where its
+// entries start, sorted by k, i, j, and where its output goes; *_ITEM = {at, first, end, component}:
+// a component of a row, and its pairs in PAIR, PAIRS_OF_X or PAIRS_OF_Y. MIX has few pairs, since
+// each has a row of weights: *_ENTRY = {a, b, c} are all terms of a value, places in shared memory
+// and C, found by one look-up instead of five that wait for each other.
 // With SHARED_WEIGHTS all rows have the weights w[0], and dw is a partial sum for each team. `plain`
 // is 1, or 0 where w is a tangent, of which paths without weights are no function.
 
@@ -51,15 +54,28 @@ __device__ __forceinline__ void fetch_row(real* to, const real* from, int n, int
     for (int at = t; at < n; at += TEAM) to[at] = __ldg(from + at);
 }
 
-template <int LANES>
-__device__ __forceinline__ real over_lanes(real sum) {
-    UNROLL for (int step = LANES / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+// The sum over groups of lanes, a power of two that is known when compiled.
+__device__ __forceinline__ real over_lanes(real sum, int lanes) {
+    UNROLL for (int step = 16; step > 0; step /= 2)
+        if (step < lanes) sum += __shfl_xor_sync(0xffffffffu, sum, step);
     return sum;
 }
 
 // Rounded up so that whole warps run through a loop and can shuffle in it.
 __device__ constexpr int whole_warps(int n) { return (n + 31) / 32 * 32; }
 
+#if MIX
+// Every share-th of the entries from first to end: sum of c * a[..] * b[..]
+__device__ __forceinline__ real contract(const Entry* entries, int first, int end, int share, const real* a, const real* b) {
+    real sum = 0;
+#pragma unroll 4
+    for (int n = first; n < end; n += share) {
+        const Entry e = entries[n];
+        sum = multiply_add(e.c * a[e.a], b[e.b], sum);
+    }
+    return sum;
+}
+#else
 // sum over the entries of one index: c * a[..] * b[.. * stride]
 __device__ __forceinline__ real contract(const Entry* entries, const int* first, const real* a, const real* b, int stride) {
     real sum = 0;
@@ -72,7 +88,7 @@ __device__ __forceinline__ real contract(const Entry* entries, const int* first,
 }
 
 __device__ __forceinline__ real pair_value(const Team& s, const Pair& pair, int k) {
-    return contract(ENTRY_K, FIRST_K + PATH[pair.path].k + k, s.x + pair.x, s.y + pair.y, 1);
+    return contract(ENTRY_OUT, FIRST_OUT + PATH[pair.path].k + k, s.x + pair.x, s.y + pair.y, 1);
 }
 
 __device__ __forceinline__ real weight_of(const real* weights, int plain, long long row, const Pair& pair) {
@@ -83,6 +99,7 @@ __device__ __forceinline__ real weight_of(const real* weights, int plain, long l
     return __ldg(weights + row * WEIGHT_ROW + pair.weight);
 #endif
 }
+#endif
 
 // A result is a list of matrices, one after the other, each [rows, size].
 __device__ __forceinline__ long long place(int segment, long long row, long long rows) {
@@ -108,7 +125,7 @@ tensor_product_forward(const real* __restrict__ x, const real* __restrict__ y, c
                 const Pair pair = PAIR[q];
                 sum = multiply_add(weight_of(weights, plain, row, pair), pair_value(s, pair, item.component), sum);
             }
-            sum = over_lanes<LANES_OUT>(sum);
+            sum = over_lanes(sum, LANES_OUT);
             if (n % LANES_OUT == 0 && n / LANES_OUT < OUT_ITEMS)
                 out[place(item.segment, row, rows) + item.at] = sum;
         }
@@ -118,7 +135,7 @@ tensor_product_forward(const real* __restrict__ x, const real* __restrict__ y, c
 
 #if MIX
 __device__ __forceinline__ void fetch_pair_values(Team& s, int t) {
-    for (int n = t; n < Z_ITEMS; n += TEAM) s.z[n] = pair_value(s, PAIR[Z_ITEM[n].pair], Z_ITEM[n].component);
+    for (int n = t; n < Z_ITEMS; n += TEAM) s.z[n] = contract(Z_ENTRY, Z_FIRST[n], Z_FIRST[n + 1], 1, s.x, s.y);
 }
 #endif
 
@@ -146,7 +163,7 @@ tensor_product_forward(const real* __restrict__ x, const real* __restrict__ y, c
                 if (slice < slices && w < mul) {
 #pragma unroll 8
                     for (int q = slice; q < BLOCK[b].pairs; q += slices) {
-                        const real value = load_once(w_row + PAIR[BLOCK[b].first + q].weight + w);
+                        const real value = load_once(w_row + WEIGHT_AT[BLOCK[b].first + q] + w);
                         UNROLL for (int k = 0; k < d3; k++) sums[k] = multiply_add(value, s.z[BLOCK[b].z + q * d3 + k], sums[k]);
                     }
                     UNROLL for (int k = 0; k < d3; k++) s.sums[turn][t * d3 + k] = sums[k];
@@ -166,36 +183,53 @@ tensor_product_forward(const real* __restrict__ x, const real* __restrict__ y, c
 
 #if BACKWARD
 #if MIX
+#define AHEAD 4  // weights on their way to a thread
+#ifndef WANT_X
+#define WANT_X 0
+#endif
+#ifndef WANT_Y
+#define WANT_Y 0
+#endif
+
 // dW, and dz from a tile of W at a time.
 __device__ __forceinline__ void through_weights(Team& s, const real* w_row, real* dw_row, int t) {
     UNROLL for (int b = 0; b < BLOCKS; b++) {
         const int mul = BLOCK[b].mul, d3 = BLOCK[b].d3, length = mul | 1, tile = BLOCK[b].tile;
         for (int start = 0; start < BLOCK[b].pairs; start += tile) {
             const int pairs = min(tile, BLOCK[b].pairs - start);
-#pragma unroll 4
-            for (int n = t; n < pairs * mul; n += TEAM) {
-                const int q = n / mul, w = n % mul, at = PAIR[BLOCK[b].first + start + q].weight + w;
-#if WANT_X || WANT_Y
-                s.w[q * length + w] = load_once(w_row + at);
-#endif
+            for (int begin = t; begin < pairs * mul; begin += AHEAD * TEAM) {
+                real value[AHEAD];
+                int at[AHEAD];
+                UNROLL for (int c = 0; c < AHEAD; c++) {
+                    const int n = begin + c * TEAM;
+                    if (n >= pairs * mul) break;
+                    at[c] = WEIGHT_AT[BLOCK[b].first + start + n / mul] + n % mul;
+                    if (WANT_X || WANT_Y) value[c] = load_once(w_row + at[c]);
+                }
+                UNROLL for (int c = 0; c < AHEAD; c++) {
+                    const int n = begin + c * TEAM, q = n / mul, w = n % mul;
+                    if (n >= pairs * mul) break;
+                    if (WANT_X || WANT_Y) s.w[q * length + w] = value[c];
 #if WANT_W
-                real sum = 0;
-                UNROLL for (int k = 0; k < d3; k++)
-                    sum = multiply_add(s.z[BLOCK[b].z + (start + q) * d3 + k], s.g[BLOCK[b].g + w * d3 + k], sum);
-                store_once(dw_row + at, sum);
+                    real sum = 0;
+                    UNROLL for (int k = 0; k < MAX_D3; k++)
+                        if (k < d3) sum = multiply_add(s.z[BLOCK[b].z + (start + q) * d3 + k], s.g[BLOCK[b].g + w * d3 + k], sum);
+                    store_once(dw_row + at[c], sum);
 #endif
+                }
             }
 #if WANT_X || WANT_Y
             meet();
-            for (int n = t; n < whole_warps(pairs * d3 * LANES_DZ); n += TEAM) {
-                const int item = n / LANES_DZ, q = item / d3, k = item % d3;
+            const int lanes = BLOCK[b].lanes;
+            for (int n = t; n < whole_warps(pairs * d3 * lanes); n += TEAM) {
+                const int item = n / lanes, q = item / d3, k = item % d3;
                 real sum = 0;
                 if (item < pairs * d3)
 #pragma unroll 4
-                    for (int w = n % LANES_DZ; w < mul; w += LANES_DZ)
+                    for (int w = n % lanes; w < mul; w += lanes)
                         sum = multiply_add(s.w[q * length + w], s.g[BLOCK[b].g + w * d3 + k], sum);
-                sum = over_lanes<LANES_DZ>(sum);
-                if (n % LANES_DZ == 0 && item < pairs * d3) s.dz[BLOCK[b].z + start * d3 + item] = sum;
+                sum = over_lanes(sum, lanes);
+                if (n % lanes == 0 && item < pairs * d3) s.dz[BLOCK[b].z + start * d3 + item] = sum;
             }
             meet();
 #endif
@@ -216,8 +250,8 @@ tensor_product_backward(const real* __restrict__ x, const real* __restrict__ y, 
         fetch_row(s.x, x + row * X_ROW, X_ROW, t);
         fetch_row(s.y, y + row * Y_ROW, Y_ROW, t);
 #if MIX
-        const real* g = grad + place(0, row, rows);
-        UNROLL for (int b = 0; b < BLOCKS; b++) fetch_row(s.g + BLOCK[b].g, g + BLOCK[b].out, BLOCK[b].mul * BLOCK[b].d3, t);
+        const real* g_row = grad + place(0, row, rows);
+        UNROLL for (int b = 0; b < BLOCKS; b++) fetch_row(s.g + BLOCK[b].g, g_row + BLOCK[b].out, BLOCK[b].mul * BLOCK[b].d3, t);
         meet();
 #if WANT_W
         fetch_pair_values(s, t);
@@ -244,23 +278,24 @@ tensor_product_backward(const real* __restrict__ x, const real* __restrict__ y, 
 #endif
 
 #if MIX
-#define THROUGH(first, other) contract(entries, first, s.other + pair.other, s.dz + pair.out, 1)
+#define THROUGH(NAME, name, other)                                                                                     \
+    sum = contract(NAME##_ENTRY, item.first + n % LANES_##NAME, item.end, LANES_##NAME, s.other, s.dz)
 #else
-#define THROUGH(first, other)                       \
-    weight_of(weights, plain, row, pair) *                 \
-        contract(entries, first, s.other + pair.other, grad + place(path.segment, row, rows) + pair.out, path.stride)
+#define THROUGH(NAME, name, other)                                                                                     \
+    for (int m = item.first + n % LANES_##NAME; m < item.end; m += LANES_##NAME) {                                     \
+        const Pair pair = PAIR[PAIRS_OF_##NAME[m]];                                                                    \
+        const Path path = PATH[pair.path];                                                                             \
+        const real* g = grad + place(path.segment, row, rows) + pair.out;                                              \
+        sum += weight_of(weights, plain, row, pair) *                                                                  \
+               contract(ENTRY_##NAME, FIRST_##NAME + path.name + item.component, s.other + pair.other, g, path.stride); \
+    }
 #endif
 #if WANT_X
         for (int n = t; n < whole_warps(X_ITEMS * LANES_X); n += TEAM) {
             const Item item = X_ITEM[min(n / LANES_X, X_ITEMS - 1)];
-            const Entry* entries = ENTRY_I;
             real sum = 0;
-            for (int m = item.first + n % LANES_X; m < item.end; m += LANES_X) {
-                const Pair pair = PAIR[PAIRS_OF_X[m]];
-                const Path path = PATH[pair.path];
-                sum += THROUGH(FIRST_I + path.i + item.component, y);
-            }
-            sum = over_lanes<LANES_X>(sum);
+            THROUGH(X, i, y);
+            sum = over_lanes(sum, LANES_X);
             if (n % LANES_X == 0 && n / LANES_X < X_ITEMS) {
                 real* to = dx + row * X_ROW + item.at;
                 *to = accumulate ? *to + sum : sum;
@@ -270,14 +305,9 @@ tensor_product_backward(const real* __restrict__ x, const real* __restrict__ y, 
 #if WANT_Y
         for (int n = t; n < whole_warps(Y_ITEMS * LANES_Y); n += TEAM) {
             const Item item = Y_ITEM[min(n / LANES_Y, Y_ITEMS - 1)];
-            const Entry* entries = ENTRY_J;
             real sum = 0;
-            for (int m = item.first + n % LANES_Y; m < item.end; m += LANES_Y) {
-                const Pair pair = PAIR[PAIRS_OF_Y[m]];
-                const Path path = PATH[pair.path];
-                sum += THROUGH(FIRST_J + path.j + item.component, x);
-            }
-            sum = over_lanes<LANES_Y>(sum);
+            THROUGH(Y, j, x);
+            sum = over_lanes(sum, LANES_Y);
             if (n % LANES_Y == 0 && n / LANES_Y < Y_ITEMS) {
                 real* to = dy + row * Y_ROW + item.at;
                 *to = accumulate ? *to + sum : sum;

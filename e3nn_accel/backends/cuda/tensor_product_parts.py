@@ -93,7 +93,7 @@ class ElementPart:
         lanes = {"X": self.tables.inputs(0)[0], "Y": self.tables.inputs(1)[0], "OUT": items}
         sizes = rows_of(self.d) | {"MIX": 0, "TEAM": self.team, "TEAMS": self.rows, "OUT_ITEMS": len(items)}
         sizes |= {f"LANES_{name}": lanes_for(found, self.team) for name, found in lanes.items()}
-        lines += [*defines(sizes), array("Segment", "SEGMENT", list(self.segments)), array("Item", "OUT_ITEM", items)]
+        lines += [*defines(sizes), *segments(self.segments), array("Item", "OUT_ITEM", items)]
         return "\n".join(lines) + "\n"
 
 
@@ -193,31 +193,33 @@ class MixPart:
 
     def header(self, kind: str, real: str) -> str:
         """The text of ``plan.cuh``."""
-        blocks, values, at, first, gradients = [], [], 0, 0, 0
+        blocks, at, first, gradients = [], 0, 0, 0
         for b in self.blocks:
             out = self.d.irreps_out[b.i_out]
             tile = min(b.pairs, max(1, self.tile // (out.mul | 1)))
+            lanes = next(n for n in (8, 4, 2, 1) if n == 1 or n * tile * out.ir_dim <= self.team)
             blocks.append(
-                (offset_of(self.d.irreps_out, b.i_out), out.mul, out.ir_dim, first, b.pairs, at, gradients, tile, int(b.accumulate))
-            )
-            values += [(first + q, k) for q in range(b.pairs) for k in range(out.ir_dim)]
+                (offset_of(self.d.irreps_out, b.i_out), out.mul, out.ir_dim, first, b.pairs, at, gradients, tile, lanes,
+                 int(b.accumulate))
+            )  # fmt: skip
             at, first, gradients = at + b.pairs * out.ir_dim, first + b.pairs, gradients + out.dim
-        lanes = {"X": self.tables.inputs(0)[0], "Y": self.tables.inputs(1)[0]}
         sizes = rows_of(self.d) | {
-            "MIX": 1, "TEAM": self.team, "TEAMS": self.rows, "BLOCKS": len(blocks), "Z_ITEMS": self.values,
-            "G_ITEMS": gradients, "W_TILE": self.tile, "MAX_D3": max(b[2] for b in blocks), "LANES_DZ": 2,
+            "MIX": 1, "TEAM": self.team, "TEAMS": self.rows, "BLOCKS": len(blocks), "G_ITEMS": gradients,
+            "W_TILE": self.tile, "MAX_D3": max(b[2] for b in blocks),
         }  # fmt: skip
-        sizes |= {f"LANES_{name}": lanes_for(found, self.team) for name, found in lanes.items()}
         lines = [
-            *self.tables.header(real),
+            *self.tables.unrolled_header(real, self.team),
             *defines(sizes),
-            "struct Value { int pair, component; };",
-            "struct Block { int out, mul, d3, first, pairs, z, g, tile, accumulate; };",
-            array("Segment", "SEGMENT", [Segment(0, dim_of(self.d.irreps_out))]),
-            array("Value", "Z_ITEM", values),
+            "struct Block { int out, mul, d3, first, pairs, z, g, tile, lanes, accumulate; };",
+            *segments((Segment(0, dim_of(self.d.irreps_out)),)),
             array("Block", "BLOCK", blocks),
         ]
         return "\n".join(lines) + "\n"
+
+
+def segments(found: tuple[Segment, ...]) -> list[str]:
+    """The matrices of a result."""
+    return ["struct Segment { long long base, size; };", array("Segment", "SEGMENT", list(found))]
 
 
 def mix_parts(d: TensorProductDescriptor, blocks: list[Mixed], real_bytes: int) -> list[MixPart]:

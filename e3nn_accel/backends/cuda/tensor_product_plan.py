@@ -229,7 +229,7 @@ class PairTables:
         return found, first, starts
 
     def header(self, real: str) -> list[str]:
-        """Tables that both uses of the kernel file have."""
+        """Tables to look constants up by path."""
         x_items, of_x = self.inputs(0)
         y_items, of_y = self.inputs(1)
         lines = [
@@ -241,10 +241,9 @@ class PairTables:
             "struct Pair { int x, y, out, weight, path; };",
             "struct Path { int k, i, j, d3, stride, segment; };",
             "struct Item { int at, first, end, component, segment; };",
-            "struct Segment { long long base, size; };",
         ]
         starts = []
-        for axis, name in ((2, "K"), (0, "I"), (1, "J")):
+        for axis, name in ((2, "OUT"), (0, "X"), (1, "Y")):
             entries, first, begin = self.entries(axis)
             starts.append(begin)
             lines += [array("Entry", f"ENTRY_{name}", entries or [(0, 0, "0.0")]), array("int", f"FIRST_{name}", first)]
@@ -262,6 +261,49 @@ class PairTables:
             array("int", "PAIRS_OF_X", of_x),
             array("int", "PAIRS_OF_Y", of_y),
         ]
+
+    def terms(self, axis: int) -> dict[int, list[tuple[int, int, str]]]:
+        """All terms of each component of x (0), y (1) or of the pairs' values (2), in their order.
+
+        Returns:
+            For each component: places in rows of the two others, and the constant.
+        """
+        found: dict[int, list[tuple[int, int, str]]] = {}
+        others = [n for n in range(3) if n != axis]
+        constants = [
+            list(zip(p.coupling.indices.tolist(), (p.coupling.values * p.path_weight).tolist(), strict=True))
+            for p in self.paths
+        ]
+        for pair in self.pairs:
+            for i in range(self.extent(pair, axis)):
+                found.setdefault(pair[axis] + i, [])
+            for at, c in constants[pair.path]:
+                a, b = (pair[other] + at[other] for other in others)
+                found[pair[axis] + at[axis]].append((a, b, repr(c)))
+        return dict(sorted(found.items()))
+
+    def unrolled_header(self, real: str, team: int) -> list[str]:
+        """Tables with all terms of every component."""
+        lines = [
+            f"#define REAL {real}",
+            f"struct Entry {{ unsigned short a, b; {real} c; }};",
+            "struct Item { int at, first, end; };",
+        ]
+        for axis, name in ((0, "X"), (1, "Y"), (2, "Z")):
+            entries: list[tuple[int, int, str]] = []
+            items = []
+            for at, terms in self.terms(axis).items():
+                items.append(Item(at, len(entries), len(entries) + len(terms), 0, 0))
+                entries += terms
+            lines += [
+                f"#define {name}_ITEMS {len(items)}",
+                f"#define LANES_{name} {lanes_for(items, team)}",
+                array("Entry", f"{name}_ENTRY", entries or [(0, 0, "0.0")]),
+                array("Item", f"{name}_ITEM", [item[:3] for item in items]),
+            ]
+            if name == "Z":
+                lines.append(array("int", "Z_FIRST", [item.first for item in items] + [len(entries)]))
+        return [*lines, array("int", "WEIGHT_AT", [pair.weight for pair in self.pairs])]
 
 
 def lanes_for(items: list[Item], team: int) -> int:
