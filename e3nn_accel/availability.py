@@ -126,3 +126,11 @@ def _first_line(error: object) -> str:
     lines = [line for line in str(error).splitlines() if line.strip(" =")]
     text = lines[0].strip() if lines else "no message"
     return f"{type(error).__name__}: {text}" if isinstance(error, BaseException) else text
+
+
+def architecture_of(device: torch.device) -> int:
+    """Compute capability of a CUDA device, as 90 for 9.0; 0 of any other device, or without a driver."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

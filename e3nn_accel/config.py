@@ -75,6 +75,13 @@ VARIABLES: tuple[Variable, ...] = (
         "E3NN_ACCEL_SELF_CHECK", "0, 1", "1", "compare each plan with stock e3nn at its first use"
     ),
     Variable(
+        "E3NN_ACCEL_DETERMINISTIC",
+        "0, 1",
+        "1",
+        "0: kernels may add up gradients by float atomics, faster and not to the same bit each time "
+        "(never under torch.use_deterministic_algorithms)",
+    ),
+    Variable(
         "E3NN_ACCEL_CACHE_DIR",
         "a folder",
         "unset",
@@ -103,6 +110,7 @@ class Config:
         only: If not empty, globs of the classes and module paths that may be accelerated.
         blocked_plugins: Names of plugins that are not loaded.
         self_check: Compare each plan with stock e3nn at its first use.
+        deterministic: Equal calls give equal bits; otherwise kernels may use float atomics.
         cache_dir: Where compiled kernels are kept; None: the user's cache folder.
         dump: A folder for the source and the resources of every kernel that is used, or None.
         sources: For each field that the environment set, the variable it came from.
@@ -119,6 +127,7 @@ class Config:
     only: tuple[str, ...] = ()
     blocked_plugins: tuple[str, ...] = ()
     self_check: bool = True
+    deterministic: bool = True
     cache_dir: str | None = None
     dump: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -213,6 +222,7 @@ _READERS: dict[str, tuple[str, Any]] = {
     "only": ("E3NN_ACCEL_ONLY", _globs),
     "blocked_plugins": ("E3NN_ACCEL_PLUGINS", _blocked),
     "self_check": ("E3NN_ACCEL_SELF_CHECK", _flag),
+    "deterministic": ("E3NN_ACCEL_DETERMINISTIC", _flag),
     "cache_dir": ("E3NN_ACCEL_CACHE_DIR", str),
     "dump": ("E3NN_ACCEL_DUMP", str),
 }

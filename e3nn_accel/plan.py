@@ -17,11 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanContext:
-    """What a plan may depend on besides the descriptor; never the number of nodes or edges."""
+    """What a plan may depend on besides the descriptor; never the number of nodes or edges.
+
+    Attributes:
+        dtype: Of all operands.
+        device: Where they are.
+        config: What the user asked for.
+        architecture: The compute capability to plan for, as 90 for 9.0, where the device isn't here;
+            None: the device's own.
+    """
 
     dtype: torch.dtype
     device: torch.device
     config: Config
+    architecture: int | None = None
 
 
 @dataclass(frozen=True)

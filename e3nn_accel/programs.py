@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def programs_for(
-    model: torch.nn.Module, dtypes: Iterable[str], config: Config
+    model: torch.nn.Module,
+    dtypes: Iterable[str],
+    config: Config,
+    architecture: int | None = None,
 ) -> tuple[list[KernelProgram], list[str]]:
     """Plan every module, in every way that it can be called.
 
@@ -29,6 +32,7 @@ def programs_for(
         model: Any module.
         dtypes: Names; none: those of the model's parameters.
         config: Says which backends are asked.
+        architecture: The compute capability to plan for, as 90 for 9.0; None: this machine's GPU.
 
     Returns:
         The programs, each once, and the reasons of what has none.
@@ -38,7 +42,7 @@ def programs_for(
     reasons: dict[str, None] = {}
     for descriptor in _descriptors(model):
         for dtype in wanted:
-            context = PlanContext(dtype, torch.device("cuda", 0), config)
+            context = PlanContext(dtype, torch.device("cuda", 0), config, architecture)
             for answer in _answers(descriptor, context):
                 if isinstance(answer, Refusal):
                     reasons[str(answer)] = None

@@ -13,121 +13,8 @@
 // weights once more each. The features gathered come from the second-level cache.
 //
 // Each kernel is compiled by itself (FORWARD, BACKWARD with WANT_X, WANT_Y, WANT_W, DOUBLE, GATHER).
-// plan.cuh gives TERM[p] = {x, d1, out, d3, m, weight, stride, mul}: first component of the term's
-// input and output among the channel's, its extents, its first entry of M_INDEX, its weights' offset
-// and stride (-1: no weights), its multiplicity; and IN_ROW, OUT_ROW: where a component of channel
-// u lies in a mul_ir row, offset + u * stride; Y_AT: where a component of the second input lies.
 
-#include "plan.cuh"
-#include "real.cuh"
-
-#define UNROLL _Pragma("unroll")
-#if FULL  // every channel of every term has a thread
-#define ACTIVE(mul) true
-#else
-#define ACTIVE(mul) (u < (mul))
-#endif
-
-struct Batch {
-    real y[EDGES][Y_COMPONENTS];
-#if DOUBLE
-    real hy[EDGES][Y_COMPONENTS];
-    real h[EDGES][M_PADDED];
-#endif
-    real m[EDGES][M_PADDED];
-    int edge[EDGES];
-    int sender[EDGES];
-};
-
-__device__ __forceinline__ void couple(real (*m)[M_PADDED], const real (*y)[Y_COMPONENTS], int edges) {
-    for (int t = threadIdx.x; t < edges * M_ENTRIES; t += THREADS) {
-        const int e = t / M_ENTRIES, q = t % M_ENTRIES;
-        real sum = 0;
-        UNROLL for (int s = 0; s < M_TERMS; s++) sum = multiply_add(M_VALUE[q][s], y[e][M_Y[q][s]], sum);
-        m[e][q] = sum;
-    }
-}
-
-__device__ __forceinline__ void fetch_batch(Batch& b, const int* order, const int* senders, const real* y,
-                                            const real* hy, int first, int edges) {
-    __syncthreads();  // the batch before is done with
-    for (int t = threadIdx.x; t < edges; t += THREADS) {
-        const int e = order[first + t];
-        b.edge[t] = e;
-        b.sender[t] = senders[e];
-    }
-    __syncthreads();
-    for (int t = threadIdx.x; t < edges * Y_COMPONENTS; t += THREADS) {
-        const int e = t / Y_COMPONENTS, j = t % Y_COMPONENTS;
-        const long long at = (long long)b.edge[e] * Y_ROW + Y_AT[j];
-        b.y[e][j] = y[at];
-#if DOUBLE
-        b.hy[e][j] = hy[at];
-#endif
-    }
-    __syncthreads();
-    couple(b.m, b.y, edges);
-#if DOUBLE
-    couple(b.h, b.hy, edges);
-#endif
-    __syncthreads();
-}
-
-__device__ __forceinline__ void fetch_weights(real (&w)[TERMS], const real* weights, long long edge, int u) {
-    UNROLL for (int p = 0; p < TERMS; p++)
-        w[p] = TERM[p].weight < 0 ? (real)1
-               : ACTIVE(TERM[p].mul)  ? load_once(weights + edge * WEIGHT_ROW + TERM[p].weight + u * TERM[p].stride)
-                                  : (real)0;
-}
-
-__device__ __forceinline__ void fetch_features(real (&x)[X_COMPONENTS], const real* features, long long node, int u) {
-    UNROLL for (int i = 0; i < X_COMPONENTS; i++)
-        x[i] = ACTIVE(IN_ROW[i].mul) ? __ldg(features + node * X_ROW + IN_ROW[i].offset + u * IN_ROW[i].stride) : (real)0;
-}
-
-__device__ __forceinline__ void fetch_outputs(real (&g)[OUT_COMPONENTS], const real* rows, long long node, int u) {
-    UNROLL for (int k = 0; k < OUT_COMPONENTS; k++)
-        g[k] = ACTIVE(OUT_ROW[k].mul) ? __ldg(rows + node * OUT_ROW_SIZE + OUT_ROW[k].offset + u * OUT_ROW[k].stride) : (real)0;
-}
-
-__device__ __forceinline__ void store_outputs(real* rows, const real (&out)[OUT_COMPONENTS], long long node, int u) {
-    UNROLL for (int k = 0; k < OUT_COMPONENTS; k++)
-        if (ACTIVE(OUT_ROW[k].mul)) rows[node * OUT_ROW_SIZE + OUT_ROW[k].offset + u * OUT_ROW[k].stride] = out[k];
-}
-
-// out[k] += sum_i t[i] * m[i,k] over the entries of term p that are not zero
-__device__ __forceinline__ void accumulate(int p, const real* t, const real* m, real (&out)[OUT_COMPONENTS]) {
-    UNROLL for (int i = 0; i < TERM[p].d1; i++)
-        UNROLL for (int k = 0; k < TERM[p].d3; k++) {
-            const int q = M_INDEX[TERM[p].m + i * TERM[p].d3 + k];
-            if (q >= 0) out[TERM[p].out + k] = multiply_add(t[i], m[q], out[TERM[p].out + k]);
-        }
-}
-
-// s[i] = sum_k m[i,k] * g[k]
-__device__ __forceinline__ void transpose_accumulate(int p, real* s, const real* m, const real (&g)[OUT_COMPONENTS]) {
-    UNROLL for (int i = 0; i < TERM[p].d1; i++) {
-        s[i] = 0;
-        UNROLL for (int k = 0; k < TERM[p].d3; k++) {
-            const int q = M_INDEX[TERM[p].m + i * TERM[p].d3 + k];
-            if (q >= 0) s[i] = multiply_add(m[q], g[TERM[p].out + k], s[i]);
-        }
-    }
-}
-
-// dy[j] += sum_ik C[i,j,k] * t[i] * g[k]
-__device__ __forceinline__ void to_second_input(int p, const real* t, const real (&g)[OUT_COMPONENTS],
-                                                real (&dy)[Y_PADDED]) {
-    UNROLL for (int i = 0; i < TERM[p].d1; i++)
-        UNROLL for (int k = 0; k < TERM[p].d3; k++) {
-            const int q = M_INDEX[TERM[p].m + i * TERM[p].d3 + k];
-            if (q >= 0) {
-                const real tg = t[i] * g[TERM[p].out + k];
-                UNROLL for (int s = 0; s < M_TERMS; s++)
-                    if (M_VALUE[q][s] != 0) dy[M_Y[q][s]] = multiply_add((real)M_VALUE[q][s], tg, dy[M_Y[q][s]]);
-            }
-        }
-}
+#include "convolution.cuh"
 
 #if FORWARD
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -161,30 +48,6 @@ convolution_forward(const real* __restrict__ x, const real* __restrict__ y, cons
         }
     }
     store_outputs(out, sums, node, u);
-}
-#endif
-
-#if BACKWARD || DOUBLE
-// Writes one edge's sums over channels: each warp reduces its lanes, the block adds its warps.
-struct Reduction {
-    real partial[EDGES][WARPS][Y_PADDED];
-};
-
-__device__ __forceinline__ void keep_partial(Reduction& r, int e, real (&dy)[Y_PADDED]) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const real sum = reduce_scatter<Y_PADDED>(dy, lane);
-    if (lane % (32 / Y_PADDED) == 0) r.partial[e][warp][owner<Y_PADDED>(lane)] = sum;
-}
-
-// dy is [chunks of channels, all edges, Y_COMPONENTS]: blocks that share a node add up later.
-__device__ __forceinline__ void store_sums(const Reduction& r, const Batch& b, real* dy, long long all, int edges) {
-    __syncthreads();
-    for (int t = threadIdx.x; t < edges * Y_COMPONENTS; t += THREADS) {
-        const int e = t / Y_COMPONENTS, j = t % Y_COMPONENTS;
-        real sum = 0;
-        UNROLL for (int warp = 0; warp < WARPS; warp++) sum += r.partial[e][warp][j];
-        dy[(blockIdx.y * all + b.edge[e]) * Y_COMPONENTS + j] = sum;
-    }
 }
 #endif
 

@@ -38,6 +38,7 @@ PARSED: list[tuple[str, str, dict[str, Any]]] = [
     ("E3NN_ACCEL_PLUGINS", "-torch", {"blocked_plugins": ("torch",)}),
     ("E3NN_ACCEL_PLUGINS", "-a, -b-c", {"blocked_plugins": ("a", "b-c")}),
     ("E3NN_ACCEL_SELF_CHECK", "0", {"self_check": False}),
+    ("E3NN_ACCEL_DETERMINISTIC", "0", {"deterministic": False}),
     ("E3NN_ACCEL_SELF_CHECK", "1", {"self_check": True}),
     ("E3NN_ACCEL_CACHE_DIR", "/a b/cache", {"cache_dir": "/a b/cache"}),
     ("E3NN_ACCEL_DUMP", "here", {"dump": "here"}),

@@ -161,15 +161,18 @@ def _warm(args: argparse.Namespace, config: Config) -> int:
     cache = _cache(config)
     compiler, architectures = _compiler_for(args.arch)
     with readable(), progress("planning"):
-        programs, reasons = programs_for(load_module(args.model), args.dtype or (), config)
+        model = load_module(args.model)
+        planned = {a: programs_for(model, args.dtype or (), config, a) for a in architectures}
+    programs = [(a, program) for a, (found, _) in planned.items() for program in found]
     if not programs:
+        reasons = dict.fromkeys(reason for _, found in planned.values() for reason in found)
         why = "; ".join(reasons) or "it has no module that is accelerated"
         raise CommandError(f"{args.model}: no kernels to compile: {why}", code=1)
     toolchain = Toolchain.of(config, compiler)
     started = time.time()
     try:
         with progress(f"compiling {len(programs)} programs"):
-            built = [b for arch in architectures for b in toolchain.build_all(programs, arch)]
+            built = [b for a, (found, _) in planned.items() for b in toolchain.build_all(found, a)]
     except CompileError as error:
         raise CommandError(str(error), code=1) from error
     if toolchain.cache is None or toolchain.cache.problem:

@@ -87,4 +87,5 @@ inline Thread thread_of(unsigned number) {
 #include "fibers.h"
 #endif
 #include "intrinsics.h"
+#include "pipeline.h"
 #include "launch.h"

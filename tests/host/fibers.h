@@ -38,6 +38,8 @@ __attribute__((noinline)) static void wait(State state) {
     _longjmp(scheduler, 1);
 }
 
+inline void yield() { wait(State::ready); }
+
 inline void wait_for_block() { wait(State::at_block_barrier); }
 
 inline void wait_for_lanes(unsigned mask) {

@@ -69,6 +69,8 @@ inline auto lanes_of(unsigned mask) {
     return [mask](unsigned lane) { return (mask >> lane & 1) != 0; };
 }
 
+inline void yield() { std::this_thread::yield(); }
+
 inline void wait_for_block() { block_barrier.wait(current.number, 0, every_thread(0)); }
 
 inline void wait_for_lanes(unsigned mask) {

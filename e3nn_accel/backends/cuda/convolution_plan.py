@@ -12,14 +12,13 @@ from math import prod
 
 import numpy as np
 
+from e3nn_accel.backends.cuda.convolution_schedule import Schedule, padded
 from e3nn_accel.descriptor import Irreps, ProductPath, TensorProductDescriptor, dim_of, offsets_of
 
 OUTPUT_REGISTERS = 80
 """32-bit registers that the outputs of one group may take; twice that in the second derivative."""
 SECOND_INPUT_LIMIT = 32
 """Components of the second input a group may use: a warp reduces that many sums at once."""
-REGISTER_FILE = 65536
-SHARED_BYTES = 46 * 1024
 
 
 @dataclass(frozen=True)
@@ -141,58 +140,6 @@ def _rows(irreps: Irreps, block: int) -> list[tuple[int, int, int]]:
     return [(_offset(irreps, block) + component, b.ir_dim, b.mul) for component in range(b.ir_dim)]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How a kernel is laid out over threads; chosen from the tables alone, never from the graph.
-
-    Attributes:
-        threads: Channels a block.
-        chunks: Blocks that share a node.
-        edges: Edges a batch.
-        blocks: Blocks that should fit one multiprocessor; bounds the registers of a thread.
-    """
-
-    threads: int
-    chunks: int
-    edges: int
-    blocks: int
-
-
-def schedule(group: Group, kind: str, real_bytes: int) -> Schedule:
-    """Threads, batch and occupancy of a kernel ("forward", "backward" or "double").
-
-    The register estimate was fitted on an H100 (MACE layers 1 and 2, 16 and 40 outputs a channel, and
-    71 outputs): with as many blocks as it allows each kernel ran fastest, with more it spilled.
-    """
-    widest = max(term.mul for term in group.terms)
-    threads = min(128, -(-widest // 32) * 32)
-    chunks = -(-widest // threads)
-    words = real_bytes // 4
-    prefetched = 2 * (len(group.terms) + len(group.inputs))
-    extra = {"forward": 0, "backward": padded(len(group.second)) + len(group.inputs)}
-    extra["double"] = extra["backward"] + len(group.outputs)
-    registers = words * (len(group.outputs) + prefetched + extra[kind]) + (
-        16 if kind == "forward" else 30
-    )
-    blocks = max(1, min(REGISTER_FILE // (threads * registers), 2048 // threads, 16))
-    each = _shared_bytes_an_edge(group, kind, real_bytes, threads // 32)
-    edges = next((n for n in (32, 16, 8, 4, 2) if n * each <= SHARED_BYTES), 1)
-    return Schedule(threads, chunks, edges, blocks)
-
-
-def _shared_bytes_an_edge(group: Group, kind: str, real_bytes: int, warps: int) -> int:
-    rows = len(group.second) + -(-len(group.entries) // 4) * 4
-    rows *= 2 if kind == "double" else 1
-    if kind != "forward":
-        rows += warps * padded(len(group.second))
-    return rows * real_bytes + 8
-
-
-def padded(components: int) -> int:
-    """The power of two, at most 32, that a warp's reduction works on."""
-    return 1 << max(components - 1, 0).bit_length()
-
-
 def header(d: TensorProductDescriptor, group: Group, plan: Schedule, real: str) -> str:
     """The text of ``plan.cuh``."""
     widest_term = max(len(entry) for entry in group.entries) if group.entries else 1
@@ -206,7 +153,8 @@ def header(d: TensorProductDescriptor, group: Group, plan: Schedule, real: str) 
         "M_PADDED": -(-len(group.entries) // 4) * 4 or 4, "M_TERMS": widest_term,
         "MAX_D1": max(term.d1 for term in group.terms),
         "X_ROW": dim_of(d.irreps_in1), "Y_ROW": dim_of(d.irreps_in2), "OUT_ROW_SIZE": dim_of(d.irreps_out),
-        "WEIGHT_ROW": d.weight_numel, "DX_ROW": dx_row,
+        "WEIGHT_ROW": d.weight_numel, "DX_ROW": dx_row, "SLOTS": plan.slots, "DYNAMIC_SHARED": plan.shared,
+        "OUTPUTS_STAGED": int(_fits_the_ring(d, plan, real)),
     }  # fmt: skip
     padded_entries = [
         entry + [(0, 0.0)] * (widest_term - len(entry)) for entry in group.entries
@@ -233,6 +181,14 @@ def header(d: TensorProductDescriptor, group: Group, plan: Schedule, real: str) 
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _fits_the_ring(d: TensorProductDescriptor, plan: Schedule, real: str) -> bool:
+    """Whether a row of outputs can leave through the slots of one kernel."""
+    size = 4 if real == "float" else 8
+    out = dim_of(d.irreps_out) * size
+    ring = plan.slots * (dim_of(d.irreps_in1) + d.weight_numel) * size
+    return out % 16 == 0 and out <= ring
 
 
 def _ir_mul_offsets(group: Group) -> tuple[list[int], int]:

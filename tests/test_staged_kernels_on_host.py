@@ -1,0 +1,106 @@
+"""The convolution's kernels that move whole rows, on the CPU, where copies are as late as they may be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comparison import accelerated, derivatives
+from convolution_parity import check, every_path, fused, hub, operands_of
+from graphs import random_edges
+
+from e3nn_accel.backends.cuda import convolution_kernels
+from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution, Variant
+
+pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host", "hopper")
+
+SH = "0e+1o+2e+3o"
+CASES = {
+    "MACE layer 1": ("36x0e", SH, SH),
+    "MACE layer 2": ("36x0e+36x1o", SH, SH),
+    "four warps": ("128x0e+128x1o", "0e+1o", "0e+1o"),
+    "mixed multiplicities": ("64x0e+32x1e+4x2e", "0e+1e", "0e+1e+2e"),
+    "several channels of the second input": ("8x0e+8x1o", "2x0e+3x1o", "0e+1o"),
+}
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> list[Variant]:
+    """Plans are made for compute capability 9.0; notes which variants of the kernels run."""
+    seen: list[Variant] = []
+    choose = FusedConvolution.variant
+
+    def noted(self: FusedConvolution, *args: object) -> Variant:
+        found = choose(self, *args)  # type: ignore[arg-type]
+        if len(args) == 3:  # with operands, so it is to run and not planned
+            seen.append(found)
+        return found
+
+    monkeypatch.setattr(convolution_kernels, "architecture_of", lambda device: 90)
+    monkeypatch.setattr(FusedConvolution, "variant", noted)
+    return seen
+
+
+def kinds(seen: list[Variant]) -> set[tuple[str, bool]]:
+    """Which kinds ran, and whether staged."""
+    return {(v.kind, v.staged) for v in seen}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", list(CASES))
+def test_values_and_derivatives(case: str, dtype: torch.dtype, hopper: list[Variant]) -> None:
+    """First and second derivatives, by every operand, with more edges of a node than a batch holds."""
+    module, ends = every_path(*CASES[case]), hub()
+    check(module, ends, operands_of(module, 7, ends.shape[1], dtype), dtype)
+    assert kinds(hopper) == {("forward", True), ("backward", True), ("double", True)}
+
+
+@pytest.mark.parametrize(("nodes", "edges"), [(4, 0), (1, 3), (1, 70), (40, 6)])
+def test_odd_graphs(nodes: int, edges: int, hopper: list[Variant]) -> None:
+    """No edges, one node, one node with several batches, mostly isolated nodes."""
+    module = every_path("8x0e+8x1o", "0e+1o", "0e+1o")
+    ends = random_edges(nodes, edges, seed=2)
+    check(module, ends, operands_of(module, nodes, edges, torch.float64), torch.float64)
+    assert ("forward", True) in kinds(hopper)
+
+
+@pytest.mark.parametrize("wanted", ["x", "w", "xy", "yw", "xw"])
+def test_only_the_gradients_that_are_asked_for(wanted: str, hopper: list[Variant]) -> None:
+    """Some gradients alone equal the same gradients among all."""
+    module, ends = every_path("8x0e+8x1o", "0e+1o", "0e+1o"), hub()
+    check(module, ends, operands_of(module, 7, 60, torch.float64, wanted), torch.float64)
+    assert ("backward", True) in kinds(hopper)
+
+
+def test_operands_that_are_not_aligned(hopper: list[Variant]) -> None:
+    """A view that starts within 16 bytes takes the kernels that move single numbers."""
+    module, ends = every_path("8x0e+8x1o", "0e+1o", "0e+1o"), hub()
+    operands = operands_of(module, 7, 60, torch.float32)
+    shifted = torch.empty(operands["weight"].numel() + 1, dtype=torch.float32)[1:].view_as(
+        operands["weight"]
+    )
+    operands["weight"] = shifted.copy_(operands["weight"].detach()).requires_grad_()
+    check(module, ends, operands, torch.float32)
+    assert kinds(hopper) == {("forward", False), ("backward", False), ("double", False)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_float_atomics_are_an_option(dtype: torch.dtype, hopper: list[Variant]) -> None:
+    """Asked for, the features' gradient is added up by them, but not against torch's own switch."""
+    module, ends = every_path("36x0e+36x1o", "0e+1o", "0e+1o").to(dtype), hub()
+    operands = operands_of(module, 7, 60, dtype)
+    with accelerated(backend="cuda", self_check=False):
+        exact = derivatives(fused(module, ends), operands)
+    assert not any(v.atomics for v in hopper)
+    with accelerated(backend="cuda", self_check=False, deterministic=False):
+        found = derivatives(fused(module, ends), operands)
+        assert {v.kind for v in hopper if v.atomics} == {"backward", "double"}
+        hopper.clear()
+        torch.use_deterministic_algorithms(True)
+        try:
+            derivatives(fused(module, ends), operands)
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert not any(v.atomics for v in hopper)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    for name, tensor in found.tensors.items():
+        torch.testing.assert_close(tensor, exact.tensors[name], rtol=tolerance, atol=tolerance)
