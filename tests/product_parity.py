@@ -40,7 +40,7 @@ class Product:
     weights: str = "row"
 
     def build(self) -> o3.TensorProduct:
-        """In float64; every second path shares the output block of an equal one before, if there is one."""
+        """In float64, its constants too; every second path shares an equal output of an earlier one."""
         in1, in2 = o3.Irreps(self.irreps1), o3.Irreps(self.irreps2)
         outputs: list[tuple[int, o3.Irrep]] = []
         instructions = []
@@ -55,14 +55,19 @@ class Product:
             at = len(outputs) - 1 if n % 2 == 0 else outputs.index(block)
             instructions.append((i, j, at, mode, weighted, 1.0 + 0.5 * n))
         outputs.append((2, o3.Irrep("1o")))  # which nothing reaches
-        return o3.TensorProduct(
-            in1,
-            in2,
-            o3.Irreps(outputs),
-            instructions,
-            shared_weights=self.weights != "row",
-            internal_weights=self.weights == "internal",
-        )
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return o3.TensorProduct(
+                in1,
+                in2,
+                o3.Irreps(outputs),
+                instructions,
+                shared_weights=self.weights != "row",
+                internal_weights=self.weights == "internal",
+            )
+        finally:
+            torch.set_default_dtype(before)
 
     def operands(
         self, module: o3.TensorProduct, rows: int, dtype: torch.dtype, wanted: str = "xyw"
@@ -80,12 +85,18 @@ class Product:
 
     def call(self, module: o3.TensorProduct, operands: Operands) -> torch.Tensor:
         """Parameters of the module aren't passed."""
-        given = {"weight": operands["weight"]} if self.weights != "internal" and "weight" in operands else {}
+        given = (
+            {"weight": operands["weight"]}
+            if self.weights != "internal" and "weight" in operands
+            else {}
+        )
         out: torch.Tensor = module(operands["x"], operands["y"], **given)
         return out
 
 
-def every_mode(mul: int, weights: str, mixing: bool | None = None, weighted: bool | None = None) -> Product:
+def every_mode(
+    mul: int, weights: str, mixing: bool | None = None, weighted: bool | None = None
+) -> Product:
     """Two vectors and two even vectors of ``mul`` channels in every mode, with weights and without."""
     modes = ("uvw", "uvu", "uvv", "uuw", "uuu", "uvuv", "uvu<v", "u<vw")
     paths = []
@@ -98,7 +109,11 @@ def every_mode(mul: int, weights: str, mixing: bool | None = None, weighted: boo
                 continue
             if mul == 1 and mode in ("uvu<v", "u<vw"):
                 continue
-            paths += [(0, 0, "1e", mode, has, 5), (1, 1, "2e", mode, has, 3), (0, 1, "1o", mode, has, 5)]
+            paths += [
+                (0, 0, "1e", mode, has, 5),
+                (1, 1, "2e", mode, has, 3),
+                (0, 1, "1o", mode, has, 5),
+            ]
             paths += [(1, 0, "0o", mode, has, 4), (0, 0, "1e", mode, has, 5)]
     return Product(f"{mul}x1o+{mul}x1e", f"{mul}x1o+{mul}x1e", tuple(paths), weights)
 
@@ -115,7 +130,9 @@ def slices_of(module: o3.TensorProduct) -> Slices:
     return found | {"direction": found["value"], "weight": paths}
 
 
-def check(product: Product, rows: int, dtype: torch.dtype, wanted: str = "xyw", device: str = "cpu") -> None:
+def check(
+    product: Product, rows: int, dtype: torch.dtype, wanted: str = "xyw", device: str = "cpu"
+) -> None:
     """The cuda backend within rounding of float64 stock e3nn on the same operands, all derivatives."""
     module = product.build()
     check_operands(product, module, product.operands(module, rows, dtype, wanted), dtype, device)
@@ -131,7 +148,9 @@ def check_operands(
     """``module`` was built in float64; e3nn's constants would be rounded otherwise."""
     module = module.to(device)
     ours = copy.deepcopy(module).to(dtype)
-    here = {k: t.detach().to(device, dtype).requires_grad_(t.requires_grad) for k, t in operands.items()}
+    here = {
+        k: t.detach().to(device, dtype).requires_grad_(t.requires_grad) for k, t in operands.items()
+    }
     here |= dict(ours.named_parameters())
     exact = {k: t.detach().double().requires_grad_(t.requires_grad) for k, t in here.items()}
     exact |= dict(module.named_parameters())

@@ -7,9 +7,10 @@ gradient of its output, and in the two other operands. With (hx, hy, hw) the gra
     dx' = Bx(g, hy, w) + Bx(g, y, hw),  and likewise dy', dw'
 
 so that values and first derivatives are all that kernels need to know: the second are made of these,
-where there is no kernel that has them in one pass, and the third of the second. Terms of tangents that are absent and results that nobody asked for are
-left out. Paths without weights are no function of w: where hw stands in its place they are left out,
-too, which is what the flag ``plain`` says: whether they take part.
+where there is no kernel that has them in one pass, and the third of the second. Terms of tangents
+that are absent and results that nobody asked for are left out. Paths without weights are no function
+of w: where hw stands in its place they are left out, too, which is what the flag ``plain`` says:
+whether they take part.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class ProductKernels(Protocol):
     """
 
     @property
-    def fused_double(self) -> bool: ...
+    def fused_double(self) -> bool:
+        """As above."""
+        ...
 
     def forward(
         self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, plain: bool
@@ -139,7 +142,9 @@ class _Backward(torch.autograd.Function):
             moved = [h if m == n else operand for m, operand in enumerate(operands)]
             plain = ctx.plain and n != 2
             if wanted[0]:
-                found[0] = _sum(found[0], tensor_product(*moved, ctx.kernels, plain))
+                found[0] = _sum(
+                    found[0], tensor_product(moved[0], moved[1], moved[2], ctx.kernels, plain)
+                )
             others = tuple(wanted[m + 1] and m != n for m in range(3))
             parts = _transposed(g, moved, ctx.kernels, plain, others)  # type: ignore[arg-type]
             found[1:] = [_sum(a, b) for a, b in zip(found[1:], parts, strict=True)]

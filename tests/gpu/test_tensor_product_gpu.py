@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pytest
 import torch
+from comparison import derivatives, usage
 from e3nn import o3
 from product_parity import Product, check, every_mode
-from comparison import derivatives, usage
 
 import e3nn_accel
 
@@ -25,9 +25,21 @@ pytestmark = [
 
 UVU = tuple(
     (i, j, ir, "uvu", True, 0)
-    for i, j, ir in [(0, 0, "0e"), (0, 1, "1o"), (1, 0, "1o"), (1, 1, "0e"), (1, 1, "1e"), (1, 1, "2e"), (0, 2, "2e"), (1, 2, "1o")]
+    for i, j, ir in [
+        (0, 0, "0e"),
+        (0, 1, "1o"),
+        (1, 0, "1o"),
+        (1, 1, "0e"),
+        (1, 1, "1e"),
+        (1, 1, "2e"),
+        (0, 2, "2e"),
+        (1, 2, "1o"),
+    ]
 )
-UVW = tuple((i, j, ir, "uvw", True, n) for i, j, ir, n in [(0, 0, "0e", 48), (1, 1, "0e", 48), (0, 1, "1o", 10), (1, 0, "1o", 10)])
+UVW = tuple(
+    (i, j, ir, "uvw", True, n)
+    for i, j, ir, n in [(0, 0, "0e", 48), (1, 1, "0e", 48), (0, 1, "1o", 10), (1, 0, "1o", 10)]
+)
 CASES = {
     "pairs as they are": every_mode(3, "row", mixing=False),
     "pairs as they are, shared weights": every_mode(33, "shared", mixing=False),
@@ -44,7 +56,13 @@ CASES = {
     "64 and 8 channels": Product("64x0e+8x1o", "0e+1o+2e", UVU),
     "192 channels": Product("192x0e+192x1o", "0e+1o+2e", UVU),
     "channels of the second input": Product(
-        "0e+1o", "33x1o+9x0e", ((0, 0, "1o", "uvv", True, 0), (1, 0, "2e", "uvv", True, 0), (1, 1, "1o", "uvuv", False, 0))
+        "0e+1o",
+        "33x1o+9x0e",
+        (
+            (0, 0, "1o", "uvv", True, 0),
+            (1, 0, "2e", "uvv", True, 0),
+            (1, 1, "1o", "uvuv", False, 0),
+        ),
     ),
     "DiffDock": Product("48x0e+10x1o", "0e+1o", UVW),
 }
@@ -63,7 +81,10 @@ def test_odd_numbers_of_rows(case: str, rows: int) -> None:
     check(CASES[case], rows, torch.float64, device="cuda")
 
 
-@pytest.mark.parametrize("case", ["128 channels", "128 channels, shared weights", "DiffDock", "everything, shared weights"])
+@pytest.mark.parametrize(
+    "case",
+    ["128 channels", "128 channels, shared weights", "DiffDock", "everything, shared weights"],
+)
 def test_bit_reproducible(case: str) -> None:
     """Two runs give the same bits, values and gradients."""
     module, operands = on_gpu(CASES[case], 20000)
@@ -73,13 +94,19 @@ def test_bit_reproducible(case: str) -> None:
     assert all(torch.equal(a, runs[1].tensors[name]) for name, a in runs[0].tensors.items())
 
 
-@pytest.mark.parametrize("leading", [((2, 3), (2, 3), (2, 3)), ((4,), (1,), (4,)), ((3, 1), (2,), (3, 2)), ((0,), (0,), (0,))])
+@pytest.mark.parametrize(
+    "leading",
+    [((2, 3), (2, 3), (2, 3)), ((4,), (1,), (4,)), ((3, 1), (2,), (3, 2)), ((0,), (0,), (0,))],
+)
 def test_leading_dimensions(leading: tuple[tuple[int, ...], ...]) -> None:
     """As e3nn broadcasts them."""
     product = CASES["33 channels"]
     module = product.build().to("cuda", torch.float64)
     dims = (module.irreps_in1.dim, module.irreps_in2.dim, module.weight_numel)
-    x, y, w = (torch.randn(*n, d, device="cuda", dtype=torch.float64) for n, d in zip(leading, dims, strict=True))
+    x, y, w = (
+        torch.randn(*n, d, device="cuda", dtype=torch.float64)
+        for n, d in zip(leading, dims, strict=True)
+    )
     expected = module(x, y, w)
     with e3nn_accel.enabled(strict=True):
         found = module(x, y, w)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from e3nn_accel.backends.cuda.tensor_product_plan import (
     defines,
     offset_of,
 )
-from e3nn_accel.descriptor import Coupling, Irreps, TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
 
 FILE = "tensor_product_channels.cu"
 NARROWEST = 8
@@ -70,19 +70,28 @@ class ChannelPart:
         for n in paths:
             self._add_path(n)
         out = self.d.irreps_out[i_out]
-        self.outputs.append((offset_of(self.d.irreps_out, i_out), out.ir_dim, out.mul, first, len(self.terms)))
+        self.outputs.append(
+            (offset_of(self.d.irreps_out, i_out), out.ir_dim, out.mul, first, len(self.terms))
+        )
 
     def _add_path(self, n: Numbered) -> None:
         p, d = n.path, self.d
         c = p.coupling.dense() * p.path_weight
         a, b = d.irreps_in1[p.i_in1], d.irreps_in2[p.i_in2]
         if p.i_in1 not in self.inputs:
-            self.inputs[p.i_in1] = (offset_of(d.irreps_in1, p.i_in1), a.ir_dim, a.mul, self.x_components)
+            self.inputs[p.i_in1] = (
+                offset_of(d.irreps_in1, p.i_in1),
+                a.ir_dim,
+                a.mul,
+                self.x_components,
+            )
         for v in range(b.mul):
             start = offset_of(d.irreps_in2, p.i_in2) + v * b.ir_dim
             second = [self.second.setdefault(start + j, len(self.second)) for j in range(b.ir_dim)]
             weight = n.weight + v if n.weight >= 0 else -1
-            self.terms.append(Term(self.inputs[p.i_in1][3], a.ir_dim, len(self.index), weight, b.mul, a.mul))
+            self.terms.append(
+                Term(self.inputs[p.i_in1][3], a.ir_dim, len(self.index), weight, b.mul, a.mul)
+            )
             for i, k in np.ndindex(c.shape[0], c.shape[2]):
                 nonzero = np.nonzero(c[i, :, k])[0].tolist()
                 self.index.append(len(self.entries) if nonzero else -1)
@@ -118,18 +127,24 @@ class ChannelPart:
 
     @property
     def threads(self) -> int:
+        """Of a block."""
         return min(128, -(-self.widest // 32) * 32)
 
     @property
     def chunks(self) -> int:
+        """Blocks that share a row; each has its own dy."""
         return -(-self.widest // self.threads)
 
     @property
     def rows(self) -> int:
-        return next((n for n in (ROWS, ROWS // 2, ROWS // 4) if self._shared_bytes(n) <= SHARED_BYTES), 1)
+        """That a block takes at a time."""
+        return next(
+            (n for n in (ROWS, ROWS // 2, ROWS // 4) if self._shared_bytes(n) <= SHARED_BYTES), 1
+        )
 
     @property
     def sums(self) -> int:
+        """Partial sums of dw that a block makes where weights are shared."""
         return 1
 
     @property
@@ -145,6 +160,7 @@ class ChannelPart:
 
     @property
     def shared_bytes(self) -> int:
+        """Shared memory of a block."""
         return self._shared_bytes(self.rows)
 
     def reached(self, operand: int) -> int:
@@ -160,7 +176,9 @@ class ChannelPart:
             held += self.largest + self.x_components + padded(len(self.second))
         if kind == "double":
             held += 2 * self.largest
-        registers = self.real_bytes // 4 * held + (REGISTERS[self.real_bytes] if kind != "forward" else 44)
+        registers = self.real_bytes // 4 * held + (
+            REGISTERS[self.real_bytes] if kind != "forward" else 44
+        )
         return max(1, min(REGISTER_FILE // (self.threads * registers), 1536 // self.threads, 16))
 
     def header(self, kind: str, real: str) -> str:
@@ -169,15 +187,19 @@ class ChannelPart:
         entries = self.entries or [[(0, 0.0)]]
         longest = max(map(len, entries))
         even = [entry + [(0, 0.0)] * (longest - len(entry)) for entry in entries]
-        muls = [mul for _, _, mul, _ in self.inputs.values()] + [mul for _, _, mul, _, _ in self.outputs]
+        muls = [mul for _, _, mul, _ in self.inputs.values()] + [
+            mul for _, _, mul, _, _ in self.outputs
+        ]
         sizes = {
-            "X_ROW": dim_of(self.d.irreps_in1), "Y_ROW": dim_of(self.d.irreps_in2), "OUT_ROW": dim_of(self.d.irreps_out),
+            "X_ROW": dim_of(self.d.irreps_in1), "Y_ROW": dim_of(self.d.irreps_in2),
+            "OUT_ROW": dim_of(self.d.irreps_out),
             "WEIGHT_ROW": self.d.weight_numel, "SHARED_WEIGHTS": int(self.d.shared_weights),
             "THREADS": self.threads, "ROWS": self.rows, "RESIDENT": self.resident(kind),
             "FULL": int(set(muls) == {self.threads * self.chunks}),
             "TERMS": len(terms), "INPUTS": len(self.inputs), "OUTPUTS": len(self.outputs), "MAX_D": self.largest,
             "X_COMPONENTS": self.x_components, "Y_COMPONENTS": len(self.second), "Y_PADDED": padded(len(self.second)),
-            "MAX_TERMS": max(end - first for *_, first, end in self.outputs), "M_ENTRIES": len(entries), "M_PADDED": -(-len(entries) // 4) * 4, "M_TERMS": longest,
+            "MAX_TERMS": max(end - first for *_, first, end in self.outputs),
+            "M_ENTRIES": len(entries), "M_PADDED": -(-len(entries) // 4) * 4, "M_TERMS": longest,
         }  # fmt: skip
         lines = [
             f"#define REAL {real}",
@@ -197,7 +219,12 @@ class ChannelPart:
             array("int", "Y_AT", list(self.second)),
             array("int", "M_INDEX", self.index),
             array("int", "M_Y", [[j for j, _ in entry] for entry in even], f"[{longest}]"),
-            array(real, "M_VALUE", [[repr(value) for _, value in entry] for entry in even], f"[{longest}]"),
+            array(
+                real,
+                "M_VALUE",
+                [[repr(value) for _, value in entry] for entry in even],
+                f"[{longest}]",
+            ),
         ]
         return "\n".join(lines) + "\n"
 
@@ -205,61 +232,3 @@ class ChannelPart:
 def padded(components: int) -> int:
     """The power of two, at most 32, that a warp's reduction works on."""
     return 1 << max(components - 1, 0).bit_length()
-
-
-def orientation(d: TensorProductDescriptor, n: Numbered) -> bool | None:
-    """Whether a path goes by the channels of the second input (the first: False); None if neither."""
-    mul1, mul2 = d.irreps_in1[n.path.i_in1].mul, d.irreps_in2[n.path.i_in2].mul
-    if n.path.mode == "uvu" or (n.path.mode == "uvuv" and mul2 == 1):
-        return False if mul1 >= NARROWEST else None
-    if n.path.mode in ("uvv", "uvuv") and mul1 == 1:
-        return True if mul2 >= NARROWEST else None
-    return None
-
-
-def channel_parts(
-    d: TensorProductDescriptor, blocks: dict[int, list[Numbered]], real_bytes: int
-) -> tuple[list[ChannelPart], set[int]]:
-    """Parts for the output blocks that go channel by channel, and which those are."""
-    parts: list[ChannelPart] = []
-    taken: set[int] = set()
-    exchanged = _exchanged(d)
-    for swapped, product in ((False, d), (True, exchanged)):
-        part: ChannelPart | None = None
-        for i_out, paths in blocks.items():
-            if {orientation(d, n) for n in paths} != {swapped}:
-                continue
-            turned = [_turned(n) for n in paths] if swapped else paths
-            alone = ChannelPart(product, swapped, real_bytes)
-            alone.add(i_out, turned)
-            if not alone.fits:
-                continue
-            taken.add(i_out)
-            if part is None or not _joined(part, i_out, turned):
-                parts.append(part := alone)
-    return parts, taken
-
-
-def _joined(part: ChannelPart, i_out: int, paths: list[Numbered]) -> bool:
-    """Append a block where the part stays in bounds."""
-    tried = replace(
-        part, terms=[*part.terms], inputs=dict(part.inputs), outputs=[*part.outputs],
-        second=dict(part.second), entries=[*part.entries], index=[*part.index],
-    )  # fmt: skip
-    tried.add(i_out, paths)
-    if not tried.fits:
-        return False
-    for name in ("terms", "inputs", "outputs", "second", "entries", "index"):
-        setattr(part, name, getattr(tried, name))
-    return True
-
-
-def _exchanged(d: TensorProductDescriptor) -> TensorProductDescriptor:
-    in1: Irreps = d.irreps_in2
-    return replace(d, irreps_in1=in1, irreps_in2=d.irreps_in1)
-
-
-def _turned(n: Numbered) -> Numbered:
-    p = n.path
-    coupling = Coupling.of(np.ascontiguousarray(p.coupling.dense().transpose(1, 0, 2)))
-    return Numbered(replace(p, i_in1=p.i_in2, i_in2=p.i_in1, mode="uvu", coupling=coupling), n.weight)

@@ -40,7 +40,7 @@ class ProductLaunch:
             n for n in numbered(d) if n.weight >= 0 and not (n.mixes and d.shared_weights)
         ]
         self.weighted = bool(kernels_own)
-        covered = sum(n.count for n in kernels_own)
+        covered = sum(n.weights for n in kernels_own)
         self.all_weights = covered == d.weight_numel
         self.fused_double = all(part.has_double for part in parts)
         self._programs: dict[tuple[str, Wanted], tuple[KernelProgram, ...]] = {}
@@ -91,7 +91,9 @@ class ProductLaunch:
         """Rows [rows, dim_out], or all segments one after the other, flat."""
         rows = x.shape[0]
         out = self._result(x)
-        for kernel, part in zip(self.kernels("forward", NOTHING, x.device), self.parts, strict=True):
+        for kernel, part in zip(
+            self.kernels("forward", NOTHING, x.device), self.parts, strict=True
+        ):
             first, second = (y, x) if part.swapped else (x, y)
             kernel(*self.grid(part, rows, False), first, second, w, int(plain), rows, out)
         return out
@@ -107,7 +109,9 @@ class ProductLaunch:
     ) -> tuple[torch.Tensor | None, ...]:
         """(dx, dy, dw), None where not wanted."""
         found = _Gradients(self, x, y, w, wanted)
-        for kernel, part in zip(self.kernels("backward", wanted, x.device), self.parts, strict=True):
+        for kernel, part in zip(
+            self.kernels("backward", wanted, x.device), self.parts, strict=True
+        ):
             first, second = (y, x) if part.swapped else (x, y)
             into = found.of(part)
             kernel(*into.grid, first, second, w, g, int(plain), len(x), found.add, *into.gradients)
@@ -150,7 +154,10 @@ class ProductLaunch:
         dim = dim_of(self.d.irreps_in1 if operand == 0 else self.d.irreps_in2)
         return len(self.parts) == 1 and part.reached(own) == dim and (own == 0 or part.chunks == 1)
 
-    def grid(self, part: Part, rows: int, sums: bool) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    def grid(
+        self, part: Part, rows: int, sums: bool
+    ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Grid and block; fewer blocks where each makes ``sums`` of dw."""
         blocks = min(-(-rows // part.rows), MOST_BLOCKS)
         if sums:
             most = max(1, PARTIAL_SUMS // max(1, part.sums * self.d.weight_numel))
@@ -174,7 +181,12 @@ class _Gradients:
     """
 
     def __init__(
-        self, owner: ProductLaunch, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, wanted: Wanted
+        self,
+        owner: ProductLaunch,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        w: torch.Tensor,
+        wanted: Wanted,
     ) -> None:
         self.owner, self.rows = owner, len(x)
         self.add = int(len(owner.parts) > 1)

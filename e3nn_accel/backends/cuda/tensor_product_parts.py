@@ -1,5 +1,8 @@
-"""The parts of a tensor product that ``tensor_product.cu`` computes: pairs that go to an output as they
-are, and pairs that weights of each row mix."""
+"""The parts of a tensor product that go by pairs of channels.
+
+``tensor_product.cu`` has the pairs that go to an output as they are, ``tensor_product_mixed.cu`` those
+that weights of each row mix.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,18 @@ from functools import cached_property
 
 from e3nn_accel.backends.cuda.tensor_product_plan import (
     SHARED_BYTES,
-    Item,
     Numbered,
-    PairTables,
     Segment,
     array,
     defines,
-    lanes_for,
     offset_of,
+    pair_count,
     rows_of,
 )
+from e3nn_accel.backends.cuda.tensor_product_tables import Item, PairTables, lanes_for
 from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
 
-FILE = "tensor_product.cu"
+FILE, MIXED_FILE = "tensor_product.cu", "tensor_product_mixed.cu"
 WARP, BLOCK = 32, 128
 LONG_ROW = 1024
 """Numbers of a row from which a block, not a warp, works on it."""
@@ -54,6 +56,7 @@ class ElementPart:
 
     @property
     def covered(self) -> int:
+        """Components of the output that it sets."""
         return len(self.items)
 
     @property
@@ -68,18 +71,22 @@ class ElementPart:
 
     @property
     def rows(self) -> int:
+        """That a block takes at a time."""
         return teams_for(self.team, self.bytes)
 
     @property
     def sums(self) -> int:
+        """Partial sums of dw that a block makes where weights are shared."""
         return self.rows
 
     @property
     def threads(self) -> int:
+        """Of a block."""
         return self.team * self.rows
 
     @property
     def shared_bytes(self) -> int:
+        """Shared memory of a block."""
         return self.rows * self.bytes
 
     def reached(self, operand: int) -> int:
@@ -91,7 +98,12 @@ class ElementPart:
         items = self.items
         lines = self.tables.header(real)
         lanes = {"X": self.tables.inputs(0)[0], "Y": self.tables.inputs(1)[0], "OUT": items}
-        sizes = rows_of(self.d) | {"MIX": 0, "TEAM": self.team, "TEAMS": self.rows, "OUT_ITEMS": len(items)}
+        sizes = rows_of(self.d) | {
+            "MIX": 0,
+            "TEAM": self.team,
+            "TEAMS": self.rows,
+            "OUT_ITEMS": len(items),
+        }
         sizes |= {f"LANES_{name}": lanes_for(found, self.team) for name, found in lanes.items()}
         lines += [*defines(sizes), *segments(self.segments), array("Item", "OUT_ITEM", items)]
         return "\n".join(lines) + "\n"
@@ -120,7 +132,7 @@ class MixPart:
     blocks: tuple[Mixed, ...]
     tables: PairTables
     real_bytes: int
-    file: str = FILE
+    file: str = MIXED_FILE
     swapped: bool = False
     chunks: int = 1
     has_double: bool = False
@@ -140,6 +152,7 @@ class MixPart:
 
     @property
     def covered(self) -> int:
+        """Components of the output that it sets."""
         return sum(self.d.irreps_out[b.i_out].dim for b in self.blocks if not b.accumulate)
 
     @property
@@ -165,7 +178,10 @@ class MixPart:
     @property
     def tile(self) -> int:
         """Weights in shared memory at a time."""
-        return max(96 * self.team // self.real_bytes, max(self.d.irreps_out[b.i_out].mul | 1 for b in self.blocks))
+        return max(
+            96 * self.team // self.real_bytes,
+            max(self.d.irreps_out[b.i_out].mul | 1 for b in self.blocks),
+        )
 
     @property
     def bytes(self) -> int:
@@ -177,14 +193,17 @@ class MixPart:
 
     @property
     def rows(self) -> int:
+        """That a block takes at a time."""
         return teams_for(self.team, self.bytes)
 
     @property
     def threads(self) -> int:
+        """Of a block."""
         return self.team * self.rows
 
     @property
     def shared_bytes(self) -> int:
+        """Shared memory of a block."""
         return self.rows * self.bytes
 
     def reached(self, operand: int) -> int:
@@ -204,7 +223,7 @@ class MixPart:
             )  # fmt: skip
             at, first, gradients = at + b.pairs * out.ir_dim, first + b.pairs, gradients + out.dim
         sizes = rows_of(self.d) | {
-            "MIX": 1, "TEAM": self.team, "TEAMS": self.rows, "BLOCKS": len(blocks), "G_ITEMS": gradients,
+            "TEAM": self.team, "TEAMS": self.rows, "BLOCKS": len(blocks), "G_ITEMS": gradients,
             "W_TILE": self.tile, "MAX_D3": max(b[2] for b in blocks),
         }  # fmt: skip
         lines = [
@@ -222,28 +241,6 @@ def segments(found: tuple[Segment, ...]) -> list[str]:
     return ["struct Segment { long long base, size; };", array("Segment", "SEGMENT", list(found))]
 
 
-def mix_parts(d: TensorProductDescriptor, blocks: list[Mixed], real_bytes: int) -> list[MixPart]:
-    """As many blocks a part as shared memory holds the values of."""
-    parts: list[list[Mixed]] = []
-    room = 0
-    for block in blocks:
-        size = block.pairs * d.irreps_out[block.i_out].ir_dim * real_bytes
-        if not parts or size > room:
-            parts.append([])
-            room = Z_BYTES
-        parts[-1].append(block)
-        room -= size
-    return [MixPart.of(d, part, real_bytes) for part in parts]
-
-
 def teams_for(team: int, row_bytes: int) -> int:
     """Rows a block works on at a time: a block of one team, or as many warps as have room."""
     return max(1, min(BLOCK // team, SHARED_BYTES // max(row_bytes, 1)))
-
-
-def pair_count(d: TensorProductDescriptor, n: Numbered) -> int:
-    """Pairs of channels of a path."""
-    mul1, mul2 = d.irreps_in1[n.path.i_in1].mul, d.irreps_in2[n.path.i_in2].mul
-    if n.path.mode in ("uuw", "uuu"):
-        return mul1
-    return mul1 * (mul1 - 1) // 2 if n.path.mode in ("uvu<v", "u<vw") else mul1 * mul2
