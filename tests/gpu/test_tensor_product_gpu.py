@@ -44,7 +44,10 @@ CASES = {
     "pairs as they are": every_mode(3, "row", mixing=False),
     "pairs as they are, shared weights": every_mode(33, "shared", mixing=False),
     "mixed by rows": every_mode(3, "row", mixing=True),
-    "mixed by rows, 33 channels": every_mode(33, "row", mixing=True),
+    "mixed by rows, 33 channels": Product(
+        "33x0e+33x1o", "0e+1o", tuple((i, j, ir, "uvw", True, 33) for i, j, ir, *_ in UVU if j < 2)
+    ),
+    "mixed by rows, in parts": every_mode(11, "row", mixing=True),
     "mixed by shared weights": every_mode(33, "internal", mixing=True),
     "everything, weights of rows": every_mode(5, "row"),
     "everything, shared weights": every_mode(5, "shared"),

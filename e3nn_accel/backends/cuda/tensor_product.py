@@ -11,7 +11,6 @@ import torch
 from e3nn_accel.backends.cuda.tensor_product_cut import parts_of
 from e3nn_accel.backends.cuda.tensor_product_launch import ProductLaunch
 from e3nn_accel.backends.cuda.tensor_product_layout import Layout
-from e3nn_accel.backends.cuda.tensor_product_parts import ElementPart
 from e3nn_accel.backends.cuda.tensor_product_plan import (
     PAIR_LIMIT,
     SHARED_BYTES,
@@ -25,6 +24,8 @@ from e3nn_accel.layout import flat_rows
 from e3nn_accel.ops.tensor_product import tensor_product
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
+PART_LIMIT = 12
+"""Kernels of a product; each is compiled, and reads its inputs again."""
 BYTES = {torch.float32: 4, torch.float64: 8}
 
 
@@ -35,14 +36,13 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
     paths = numbered(d)
     if not paths:
         return Refusal("cuda", "no path contributes anything")
-    pairs = sum(pair_count(d, n) for n in paths if n.path.mode != "uvu")
-    if pairs > PAIR_LIMIT:
-        return Refusal("cuda", f"{pairs} pairs of channels, the kernels' tables hold {PAIR_LIMIT}")
     layout = Layout.of(d, paths)
+    widest = max(pair_count(d, n) for n in paths)
+    if widest > PAIR_LIMIT:
+        return Refusal("cuda", f"a path of {widest} pairs of channels, tables hold {PAIR_LIMIT}")
     parts = parts_of(d, layout, paths, BYTES[context.dtype])
-    pairs = sum(len(part.tables.pairs) for part in parts if isinstance(part, ElementPart))
-    if pairs > PAIR_LIMIT:
-        return Refusal("cuda", f"{pairs} pairs of channels, the kernels' tables hold {PAIR_LIMIT}")
+    if len(parts) > PART_LIMIT:
+        return Refusal("cuda", f"it would take {len(parts)} kernels, {PART_LIMIT} are worth it")
     needed = max(part.shared_bytes for part in parts)
     if needed > SHARED_BYTES:
         return Refusal(

@@ -9,7 +9,8 @@ import numpy as np
 from e3nn_accel.backends.cuda.tensor_product_channels import NARROWEST, ChannelPart
 from e3nn_accel.backends.cuda.tensor_product_layout import Layout
 from e3nn_accel.backends.cuda.tensor_product_parts import Z_BYTES, ElementPart, Mixed, MixPart
-from e3nn_accel.backends.cuda.tensor_product_plan import Numbered, Part, pair_count
+from e3nn_accel.backends.cuda.tensor_product_plan import PAIR_LIMIT, Numbered, Part, pair_count
+from e3nn_accel.backends.cuda.tensor_product_tables import PairTables
 from e3nn_accel.descriptor import Coupling, TensorProductDescriptor
 
 
@@ -29,14 +30,23 @@ def parts_of(
         parts += channels
     left = [n for i_out, group in by_output.items() if i_out not in taken for n in group]
     single = [n for n in left if not n.mixes]
-    if single or layout.blocks:
-        parts.append(ElementPart(d, layout.element(single), layout.segments, real_bytes))
-    blocks = []
-    for i_out in dict.fromkeys(n.path.i_out for n in left if n.mixes):
-        here = tuple(n for n in left if n.mixes and n.path.i_out == i_out)
-        shared_with = any(n.path.i_out == i_out for n in single)
-        blocks.append(Mixed(i_out, here, sum(pair_count(d, n) for n in here), shared_with))
-    return [*parts, *mix_parts(d, blocks, real_bytes)]
+    parts += [
+        ElementPart(d, tables, layout.segments, real_bytes) for tables in _cut(d, layout, single)
+    ]
+    return [*parts, *mix_parts(d, [n for n in left if n.mixes], single, real_bytes)]
+
+
+def _cut(d: TensorProductDescriptor, layout: Layout, single: list[Numbered]) -> list[PairTables]:
+    """Tables of at most `PAIR_LIMIT` pairs, but for what goes to one output block."""
+    outputs = dict.fromkeys(n.path.i_out for n in single)
+    pieces = [layout.element([n for n in single if n.path.i_out == o], ()) for o in outputs]
+    pieces += [layout.element([], (block,)) for block in layout.blocks]
+    tables: list[PairTables] = []
+    for piece in pieces:
+        if not tables or len(tables[-1].pairs) + len(piece.pairs) > PAIR_LIMIT:
+            tables.append(PairTables())
+        tables[-1].extend(piece)
+    return tables
 
 
 def orientation(d: TensorProductDescriptor, n: Numbered) -> bool | None:
@@ -98,15 +108,24 @@ def _turned(n: Numbered) -> Numbered:
     )
 
 
-def mix_parts(d: TensorProductDescriptor, blocks: list[Mixed], real_bytes: int) -> list[MixPart]:
-    """As many blocks a part as shared memory holds the values of."""
+def mix_parts(
+    d: TensorProductDescriptor, paths: list[Numbered], before: list[Numbered], real_bytes: int
+) -> list[MixPart]:
+    """As many paths a part as shared memory holds the values of; ``before``: what has set its outputs."""
     parts: list[list[Mixed]] = []
+    is_set = {n.path.i_out for n in before}
     room = 0
-    for block in blocks:
-        size = block.pairs * d.irreps_out[block.i_out].ir_dim * real_bytes
+    for n in sorted(paths, key=lambda n: n.path.i_out):
+        o, pairs = n.path.i_out, pair_count(d, n)
+        size = pairs * d.irreps_out[o].ir_dim * real_bytes
         if not parts or size > room:
             parts.append([])
             room = Z_BYTES
-        parts[-1].append(block)
-        room -= size
+        part, room = parts[-1], room - size
+        if part and part[-1].i_out == o:
+            last = part[-1]
+            part[-1] = replace(last, paths=(*last.paths, n), pairs=last.pairs + pairs)
+        else:
+            part.append(Mixed(o, (n,), pairs, o in is_set))
+        is_set.add(o)
     return [MixPart.of(d, part, real_bytes) for part in parts]

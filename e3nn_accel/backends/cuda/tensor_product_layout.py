@@ -51,7 +51,7 @@ class Layout:
             base += size
         return cls(d, tuple(segments), tuple(blocks), plain)
 
-    def element(self, paths: list[Numbered]) -> PairTables:
+    def element(self, paths: list[Numbered], blocks: tuple[Block, ...]) -> PairTables:
         """Pairs that the kernels write as they are: paths without mixing, and those mixed later."""
         d, tables = self.d, PairTables()
         for n in paths:
@@ -65,7 +65,7 @@ class Layout:
             tables.add(
                 d, n, [(start + channel_of(p.mode, u, v, q) * d3, 1, 0) for q, (u, v) in pairs]
             )
-        for block in self.blocks:
+        for block in blocks:
             first = 0
             for n in block.paths:
                 count = pair_count(d, n)
@@ -82,7 +82,11 @@ class Layout:
         matrices = flat.split([rows * s.size for s in self.segments])
         sums: list[torch.Tensor | None] = [None] * len(d.irreps_out)
         if self.plain:
-            whole = matrices[0].view(rows, -1).split([block.dim for block in d.irreps_out], dim=1)
+            whole = (
+                matrices[0]
+                .view(rows, dim_of(d.irreps_out))
+                .split([block.dim for block in d.irreps_out], dim=1)
+            )
             sums = [whole[o] if o in self.plain else None for o in range(len(whole))]
         for block in self.blocks:
             out = d.irreps_out[block.i_out]

@@ -68,6 +68,12 @@ class PairTables:
             )
         self.paths.append(p)
 
+    def extend(self, other: PairTables) -> None:
+        """Append all pairs of another."""
+        first = len(self.paths)
+        self.pairs += [pair._replace(path=pair.path + first) for pair in other.pairs]
+        self.paths += other.paths
+
     def extent(self, pair: Placed, axis: int) -> int:
         """Components of one of the pair's channels."""
         return self.paths[pair.path].coupling.shape[axis]
