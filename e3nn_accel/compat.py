@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
+from torch.utils.weak import WeakTensorKeyDictionary
 
 StopRecomputation: type[Exception] = getattr(
     torch.utils.checkpoint, "_StopRecomputationError", type("StopRecomputation", (Exception,), {})
@@ -115,20 +116,28 @@ def wigner_3j(l1: int, l2: int, l3: int) -> torch.Tensor:
     return coefficients
 
 
+_captured_leaves = WeakTensorKeyDictionary()
+
+
 def gradient_wanted(ctx: Any, index: int) -> bool:
     """Whether this backward pass asks for the gradient of input ``index`` of a custom operation.
 
     ``ctx.needs_input_grad`` is true for every input that requires a gradient, also where
     ``autograd.grad`` asks for others alone; the engine knows which of the next functions will run.
+    It refuses to say so of a leaf that ``autograd.grad`` captures, by an exception that costs more than
+    a small kernel: such a leaf is wanted, and from then on taken for wanted.
     """
     if not ctx.needs_input_grad[index]:
         return False
     function = ctx.next_functions[index][0]
     if function is None:
         return False
+    leaf = getattr(function, "variable", None)
+    if leaf is not None and leaf in _captured_leaves:
+        return True
     try:
         return bool(torch._C._will_engine_execute_node(function))
-    except (
-        RuntimeError
-    ):  # the engine refuses to say for a leaf that autograd.grad captures: it is wanted
+    except RuntimeError:
+        if leaf is not None:
+            _captured_leaves[leaf] = True
         return True

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pluggy
 import torch
 
 from e3nn_accel.descriptor import Descriptor
-from e3nn_accel.plan import Backend, Plan
+from e3nn_accel.plan import Backend
+
+if TYPE_CHECKING:
+    from e3nn_accel.compile import KernelProgram
 
 PROJECT = "e3nn_accel"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -84,16 +87,15 @@ class HealthCheck:
 
 @dataclass(frozen=True)
 class KernelSource:
-    """CUDA source that replaces or extends the one a plan would use.
+    """CUDA source in place of a program's file.
 
     Attributes:
-        code: The whole translation unit.
-        entry: Name of the ``extern "C"`` kernel.
+        code: The translation unit: it defines the program's ``entries`` with the parameters that they have,
+            and may include "plan.cuh", the plan's constants, and the headers of ``e3nn_accel/kernels``.
         options: Further NVRTC options.
     """
 
     code: str
-    entry: str
     options: tuple[str, ...] = ()
 
 
@@ -152,18 +154,20 @@ def e3nn_accel_backends() -> Iterable[Backend]:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def e3nn_accel_kernel_source(plan: Plan) -> KernelSource | None:
-    """Replace the CUDA source of a plan, or None to leave it.
+def e3nn_accel_kernel_source(program: KernelProgram) -> KernelSource | None:
+    """Replace the CUDA source of a program before it is compiled, or None to leave it.
+
+    What it computes is compared with stock e3nn like every plan's first result.
 
     Example:
         >>> from e3nn_accel import hookimpl
         >>> from e3nn_accel.hookspecs import KernelSource
         >>> class Plugin:
         ...     @hookimpl
-        ...     def e3nn_accel_kernel_source(self, plan):
-        ...         if plan.strategy != "mine":
+        ...     def e3nn_accel_kernel_source(self, program):
+        ...         if program.file != "sum_rows.cu":
         ...             return None
-        ...         return KernelSource('extern "C" __global__ void mine() {}', "mine")
+        ...         return KernelSource('extern "C" __global__ void sum_rows() {}')
     """
 
 

@@ -13,12 +13,15 @@ import functools
 import struct
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from e3nn_accel.compile import KernelProgram, Toolchain
 from e3nn_accel.config import Config
+from e3nn_accel.health import registry
+from e3nn_accel.hookspecs import Event
 from e3nn_accel.kernel_cache import Binary
 
 Argument = torch.Tensor | int | float | None
@@ -46,6 +49,7 @@ def load_all(
         CompileError: NVRTC can't compile one of them.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
+    programs = [as_plugins_have_it(program) for program in programs]
     missing = [p for p in dict.fromkeys(programs) if (p, index) not in _loaded]
     if missing:
         major, minor = torch.cuda.get_device_capability(index)
@@ -54,7 +58,16 @@ def load_all(
             with _lock:
                 if (program, index) not in _loaded:
                     _loaded[program, index] = LoadedProgram(program, binary, index)
+            registry().event(Event("compiled", program.name, binary.target))
     return tuple(_loaded[program, index] for program in programs)
+
+
+def as_plugins_have_it(program: KernelProgram) -> KernelProgram:
+    """The program with the source that a plugin puts in place of its file, if one does."""
+    source = registry().kernel_source(program)
+    if source is None:
+        return program
+    return replace(program, code=source.code, options=(*program.options, *source.options))
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 import torch
@@ -16,6 +16,9 @@ from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.hookspecs import Event, HealthCheck, KernelSource, Target
 from e3nn_accel.plan import Availability, Backend, Plan, PlanContext, Refusal
+
+if TYPE_CHECKING:
+    from e3nn_accel.compile import KernelProgram
 
 log = logging.getLogger(__name__)
 GROUP = "e3nn_accel"
@@ -112,9 +115,9 @@ class Registry:
             else Refusal(backend.name, availability.reason)
         )
 
-    def kernel_source(self, plan: Plan) -> KernelSource | None:
-        """The source a plugin puts in place of a plan's own."""
-        answer, _ = self._first("e3nn_accel_kernel_source", _is_kernel_source, plan=plan)
+    def kernel_source(self, program: KernelProgram) -> KernelSource | None:
+        """The source a plugin puts in place of a program's file."""
+        answer, _ = self._first("e3nn_accel_kernel_source", _is_kernel_source, program=program)
         return cast("KernelSource | None", answer)
 
     def health_checks(self) -> list[HealthCheck]:

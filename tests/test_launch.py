@@ -15,11 +15,13 @@ import pytest
 import torch
 from kernel_programs import Compilations, axpy, fake_compiler
 
-from e3nn_accel import launch
-from e3nn_accel.compile import Toolchain
+from e3nn_accel import hookimpl, launch
+from e3nn_accel.compile import KernelProgram, Toolchain
 from e3nn_accel.config import Config
+from e3nn_accel.hookspecs import Event, KernelSource
 from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.nvrtc import CompileError
+from e3nn_accel.registry import load
 
 pytestmark = pytest.mark.once
 
@@ -219,6 +221,38 @@ def test_kernels_of_a_loaded_program(two_devices: Compilations, driver: Driver) 
     assert driver.launches == [(4, (1, 1, 1, 32, 1, 1, 0), 70, [0, 0, 3, 0.5])]
     with pytest.raises(ValueError, match="not 'other'"):
         loaded.kernel("other", "P")
+
+
+def test_a_plugin_replaces_the_source(
+    two_devices: Compilations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the programs it chooses, with its own options; and it hears what was compiled, once."""
+    heard: list[Event] = []
+
+    class Plugin:
+        @hookimpl
+        def e3nn_accel_kernel_source(self, program: KernelProgram) -> KernelSource | None:
+            return KernelSource("// mine", ("-DMINE",)) if program.name == "two" else None
+
+        @hookimpl
+        def e3nn_accel_event(self, event: Event) -> None:
+            heard.append(event)
+
+    plugins = load(Config())
+    plugins.manager.register(Plugin(), name="mine")
+    monkeypatch.setattr(launch, "registry", lambda: plugins)
+    for _ in range(2):
+        load_all([axpy(name="one"), axpy(name="two")], torch.device("cuda", 0), Config())
+    compiled = {"// mine" in source: (source, options) for source, _, options, _ in two_devices}
+    (source, options), (other, other_options) = compiled[True], compiled[False]
+    assert source.endswith("// mine")
+    assert "-DMINE" in options
+    assert "axpy" in other
+    assert "-DMINE" not in other_options
+    assert [(e.kind, e.subject, e.detail) for e in heard] == [
+        ("compiled", "one", "sm_90"),
+        ("compiled", "two", "sm_90"),
+    ]
 
 
 def test_what_does_not_compile_is_not_loaded(

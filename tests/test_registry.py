@@ -17,6 +17,7 @@ from small_models import build, inputs_of, same
 
 import e3nn_accel
 from e3nn_accel import builtins, hookimpl, hookspecs, registry, switch
+from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor, LinearDescriptor, LinearPath, MulIr
 from e3nn_accel.hookspecs import Call, Event, HealthCheck, KernelSource, Target
@@ -129,7 +130,7 @@ EVERY_HOOK = """
         raise ValueError("backends")
 
     @hookimpl
-    def e3nn_accel_kernel_source(plan):
+    def e3nn_accel_kernel_source(program):
         raise ValueError("kernel_source")
 
     @hookimpl
@@ -525,9 +526,8 @@ def answer_of(name: str) -> Any:
         assert isinstance(found.describe(torch.nn.ReLU(), "linear"), Refusal)
         return found.describe(MyLinear(), "linear")
     if name == "e3nn_accel_kernel_source":
-        descriptor, _ = linear()
-        assert found.kernel_source(Plan("cuda", descriptor, "other", torch.add)) is None
-        return found.kernel_source(Plan("cuda", descriptor, "mine", torch.add))
+        assert found.kernel_source(KernelProgram("other", "other.cu", ("other",))) is None
+        return found.kernel_source(KernelProgram("sums", "sum_rows.cu", ("sum_rows",)))
     if name == "e3nn_accel_event":
         found.event(Event("planned", "x", "y"))
         found.event(Event("refused", "x", "reason"))
@@ -544,7 +544,7 @@ EXPECTED: dict[str, Callable[[Any], bool]] = {
     "e3nn_accel_targets": lambda a: any(t.path == "my_package.layers:MyLinear" for t in a),
     "e3nn_accel_describe": lambda a: isinstance(a, LinearDescriptor) and a.weight_numel == 64,
     "e3nn_accel_backends": lambda a: [b.name for b, ok in a if ok.ok][-1] == "nothing",
-    "e3nn_accel_kernel_source": lambda a: isinstance(a, KernelSource) and a.entry == "mine",
+    "e3nn_accel_kernel_source": lambda a: isinstance(a, KernelSource) and "sum_rows" in a.code,
     "e3nn_accel_event": lambda a: a == ["reason"],
     "e3nn_accel_health_checks": lambda a: any(
         isinstance(c, HealthCheck) and c.run() == ("ok", "plenty") for c in a

@@ -60,7 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="samples each")
     parser.add_argument("--train", action="store_true", help="also a training step")
     parser.add_argument(
-        "--ops", action="store_true", help="also every distinct operation by itself"
+        "--ops",
+        action="store_true",
+        help="also every distinct operation by itself; without a model: products of known models",
+    )
+    products = parser.add_argument_group("products of known models")
+    products.add_argument("--peers", action="store_true", help="and installed peers beside them")
+    products.add_argument("--only", metavar="NAME", help="those whose name has this in it")
+    products.add_argument(
+        "--edges", type=positive, default=150_000, metavar="N", help="of the largest graph"
     )
     parser.add_argument(
         "--plot", metavar="OUT.png", help="also draw the medians with their quartiles"
@@ -76,10 +84,17 @@ def run(args: argparse.Namespace) -> int:
     from e3nn_accel.cli.cases import Bench
     from e3nn_accel.quantities import dtype_of
 
-    if (args.model is None) == (args.shape is None):
-        raise CommandError("give a MODEL or --shape, one of the two")
     if args.rounds < 2:
         raise CommandError("one round has no spread; --rounds must be 2 or more")
+    if args.ops and args.model is None and args.shape is None:
+        from e3nn_accel.cli import bench_products
+
+        with without_warnings(), _threads(args.threads):
+            return bench_products.run(args)
+    if args.peers or args.only:
+        raise CommandError("--peers and --only are of --ops without a model")
+    if (args.model is None) == (args.shape is None):
+        raise CommandError("give a MODEL or --shape, one of the two, or --ops alone")
     with without_warnings(), _threads(args.threads), progress("timing", args.json) as step:
         model, structures = _inputs(args)
         names = args.dtype or (str(dtype_of(model)).removeprefix("torch."),)

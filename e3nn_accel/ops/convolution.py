@@ -71,6 +71,9 @@ def convolution(
     kernels: ConvolutionKernels,
 ) -> torch.Tensor:
     """F(x, y, w), differentiable to any order."""
+    if not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad or w.requires_grad)):
+        x, y, w = _contiguous(x, y, w)
+        return kernels.forward(x, y, w, graph)
     out: torch.Tensor = _Forward.apply(x, y, w, graph, kernels)  # type: ignore[no-untyped-call]
     return out
 
@@ -89,7 +92,10 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, y, w = ctx.saved_tensors
         wanted = (gradient_wanted(ctx, 0), gradient_wanted(ctx, 1), gradient_wanted(ctx, 2))
-        found = _Backward.apply(grads[0], x, y, w, ctx.graph, ctx.kernels, wanted)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled():
+            found = _Backward.apply(grads[0], x, y, w, ctx.graph, ctx.kernels, wanted)  # type: ignore[no-untyped-call]
+        else:
+            found = ctx.kernels.backward(*_contiguous(grads[0], x, y, w), ctx.graph, wanted)
         return (*found, None, None)
 
 

@@ -1,0 +1,127 @@
+"""`bench --ops` without a model: tensor products of known models, beside stock e3nn and peers."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from e3nn_accel import switch
+from e3nn_accel.cli import CommandError
+from e3nn_accel.cli.peers import PEERS
+from e3nn_accel.cli.product_timing import MODES, Result, Timing, modes_of, time_ways
+from e3nn_accel.cli.products import PRODUCTS, Product, Work, work
+from e3nn_accel.cli.tables import Table, progress, show, show_json
+from e3nn_accel.cli.timing import Spread, milliseconds
+from e3nn_accel.groupings import neighbours_of
+
+OURS, STOCK, ATOMICS = "e3nn_accel", "e3nn", "e3nn_accel, atomics"
+DTYPES = ("float32", "float64")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time, and show."""
+    chosen = [p for p in PRODUCTS if args.only is None or args.only in p.name]
+    if not chosen:
+        names = ", ".join(repr(p.name) for p in PRODUCTS)
+        raise CommandError(f"--only {args.only!r} matches none of {names}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    peers = PEERS if args.peers else {}
+    found: dict[tuple[str, str], Result] = {}
+    was_enabled = switch.is_enabled()
+    with progress("timing", args.json) as step:
+        try:
+            for product in chosen:
+                for dtype in args.dtype or DTYPES:
+                    step(f"{product.name} {dtype}")
+                    found[product.name, dtype] = _result(product, dtype, device, peers, args)
+        finally:
+            if not was_enabled:
+                switch.disable()
+    _report(args, found)
+    return 0
+
+
+def _result(
+    product: Product,
+    dtype: str,
+    device: torch.device,
+    peers: dict[str, Callable[[Work], Callable[..., torch.Tensor]]],
+    args: argparse.Namespace,
+) -> Result:
+    here = work(product, args.edges, getattr(torch, dtype), device)
+    result = Result()
+    calls: dict[str, Callable[..., torch.Tensor]] = {STOCK: here.stock()}
+    for name, make in peers.items():
+        try:
+            calls[name] = make(here)
+            calls[name](*here.tensors)
+        except ModuleNotFoundError as error:
+            result.refused[name] = f"{error.name} is not installed"
+        except Exception as error:  # a peer's refusal is a result
+            calls.pop(name, None)
+            result.refused[name] = f"{type(error).__name__}: {str(error)[:200]}"
+    runs = {name: modes_of(call, here.tensors) for name, call in calls.items()}
+    runs[OURS] = modes_of(_accelerated(here), here.tensors)
+    if product.fused and device.type == "cuda":
+        runs[ATOMICS] = modes_of(_accelerated(here, deterministic=False), here.tensors)
+    for mode in MODES:
+        ways = {name: modes[mode] for name, modes in runs.items()}
+        for name, timing in time_ways(ways, args.rounds).items():
+            result.timings.setdefault(name, {})[mode] = timing
+    if here.edge_index is not None:
+        result.grouping = _grouping_time(here, args.rounds)
+    return result
+
+
+def _accelerated(here: Work, **options: Any) -> Callable[..., torch.Tensor]:
+    module = switch.accelerate(copy.deepcopy(here.module), **options)
+    return replace(here, module=module).ours()
+
+
+def _grouping_time(here: Work, rounds: int) -> Spread:
+    edge_index, nodes = here.edge_index, len(here.tensors[0])
+    assert edge_index is not None
+    fresh = lambda: neighbours_of(edge_index.clone(), nodes)  # noqa: E731
+    return time_ways({"grouping": fresh}, rounds)["grouping"].seconds
+
+
+def _report(args: argparse.Namespace, found: dict[tuple[str, str], Result]) -> None:
+    from e3nn_accel.cli.machine import this_machine
+
+    machine = this_machine()
+    if args.json:
+        cases = [{"name": n, "dtype": d, **asdict(r)} for (n, d), r in found.items()]
+        show_json({"edges": args.edges, "machine": asdict(machine), "cases": cases})
+        return
+    rows = [
+        (
+            name if way == STOCK else "",
+            dtype if way == STOCK else "",
+            way,
+            *map(_cell, modes.values()),
+        )
+        for (name, dtype), result in found.items()
+        for way, modes in result.timings.items()
+    ]
+    show(f"tensor products of {args.edges} edges, random operands: {machine.heading}")
+    show("median ms [quartiles] of a call; behind it the device's own time")
+    show("", Table(("", "dtype", "", *MODES), rows))
+    for (name, dtype), result in found.items():
+        if result.grouping is not None and dtype == (args.dtype or DTYPES)[0]:
+            show(f"{name}: grouping the edges, once a graph: {milliseconds(result.grouping)} ms")
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for (name, dtype), result in found.items():
+        for refusal in result.refused.items():
+            reasons.setdefault(refusal, []).append(f"{name} {dtype}")
+    for (way, reason), names in reasons.items():
+        show(f"no {way} ({reason}): {', '.join(names)}")
+
+
+def _cell(timing: Timing) -> str:
+    busy = "" if timing.busy is None else f" / {1e3 * timing.busy:.3f}"
+    return milliseconds(timing.seconds) + busy

@@ -1,0 +1,93 @@
+"""cuEquivariance and OpenEquivariance on the same work, where they are installed.
+
+Each function makes a callable of (x, y, w), or raises what the peer raises: a refusal is a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from e3nn_accel.cli.products import Work
+
+Call = Callable[..., torch.Tensor]
+
+
+class Refused(Exception):
+    """A peer that has nothing for this work."""
+
+
+def cuequivariance(work: Work) -> Call:
+    """The channel-wise product with gather and scatter, as MACE uses it."""
+    import cuequivariance as cue
+    import cuequivariance_torch as cuet
+    from mace.tools.cg import O3_e3nn
+
+    product, edge_index = work.product, work.edge_index
+    if edge_index is None or product.mode != "uvu":
+        raise Refused("used for fused convolutions alone")
+    irreps = [cue.Irreps(O3_e3nn, t) for t in (product.irreps1, product.irreps2, product.outputs)]
+    polynomial = (
+        cue.descriptors.channelwise_tensor_product(*irreps)
+        .flatten_coefficient_modes()
+        .squeeze_modes()
+        .polynomial
+    )
+    dtype, device = work.tensors[0].dtype, work.tensors[0].device
+    module = cuet.SegmentedPolynomial(polynomial, math_dtype=dtype, method="uniform_1d").to(device)
+    sender, receiver = edge_index[0].contiguous(), edge_index[1].contiguous()
+
+    def call(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = module([w, x, y], {1: sender}, {0: x}, {0: receiver})[0]
+        return out
+
+    return call
+
+
+def openequivariance(work: Work) -> Call:
+    """Its convolution with atomics, or its product row by row."""
+    import openequivariance as oeq
+
+    problem = _problem(oeq, work)
+    if work.edge_index is None:
+        module = oeq.TensorProduct(problem)
+        return lambda x, y, w: module(x, y, w)
+    convolution = oeq.TensorProductConv(problem, deterministic=False)
+    sender, receiver = work.edge_index[0].contiguous(), work.edge_index[1].contiguous()
+    return lambda x, y, w: convolution(x, y, w, receiver, sender)
+
+
+def openequivariance_deterministic(work: Work) -> Call:
+    """Its convolution in a fixed order, which wants sorted edges."""
+    import openequivariance as oeq
+
+    if work.edge_index is None or not work.product.is_sorted:
+        raise Refused("wants edges sorted by receiver")
+    convolution = oeq.TensorProductConv(_problem(oeq, work), deterministic=True)
+    sender, receiver = work.edge_index[0].contiguous(), work.edge_index[1].contiguous()
+    order = torch.argsort(sender)
+    return lambda x, y, w: convolution(x, y, w, receiver, sender, order)
+
+
+def _problem(oeq: Any, work: Work) -> Any:
+    dtype = oeq.torch_to_oeq_dtype(work.tensors[0].dtype)
+    module = work.module
+    return oeq.TPProblem(
+        module.irreps_in1,
+        module.irreps_in2,
+        module.irreps_out,
+        work.instructions,
+        shared_weights=False,
+        internal_weights=False,
+        irrep_dtype=dtype,
+        weight_dtype=dtype,
+    )
+
+
+PEERS: dict[str, Callable[[Work], Call]] = {
+    "cueq": cuequivariance,
+    "oeq": openequivariance,
+    "oeq-det": openequivariance_deterministic,
+}

@@ -1,0 +1,78 @@
+"""`bench --ops` without a model: every product is the module it says, and is timed as it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from e3nn import o3
+
+import e3nn_accel
+from e3nn_accel.cli import main
+from e3nn_accel.cli.peers import PEERS
+from e3nn_accel.cli.product_timing import MODES
+from e3nn_accel.cli.products import PRODUCTS, Product, work
+
+BY_NAME = {product.name: product for product in PRODUCTS}
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("product", PRODUCTS, ids=lambda p: p.name)
+def test_ours_and_stock_compute_the_same(product: Product) -> None:
+    """On a few edges; and what is said of the edges is true."""
+    here = work(product, 120, torch.float64, CPU)
+    with e3nn_accel.enabled(self_check=False):
+        torch.testing.assert_close(here.ours()(*here.tensors), here.stock()(*here.tensors))
+    assert (here.edge_index is None) == (not product.fused)
+    if here.edge_index is not None and product.is_sorted:
+        assert bool((here.edge_index[1].diff() >= 0).all())
+
+
+def test_mace_layer_2_has_the_shape_it_stands_for() -> None:
+    """10 paths of 128 channels, outputs up to l = 3, 30 edges a node."""
+    here = work(BY_NAME["mace layer 2"], 300, torch.float32, CPU)
+    assert here.module.weight_numel == 10 * 128
+    assert here.module.irreps_out.simplify() == o3.Irreps("256x0e+384x1o+384x2e+256x3o")
+    assert [tuple(t.shape) for t in here.tensors] == [(10, 512), (300, 16), (300, 1280)]
+
+
+def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """All ways in all modes, with a spread; a peer that isn't there says so; nothing stays enabled."""
+    arguments = [
+        "bench",
+        "--ops",
+        "--edges",
+        "60",
+        "--rounds",
+        "2",
+        "--only",
+        "tutorial",
+        "--peers",
+    ]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("tutorial, unsorted", "float64", *MODES))
+    assert main([*arguments, "--dtype", "float64", "--json"]) == 0
+    (case,) = json.loads(capsys.readouterr().out)["cases"]
+    assert {"e3nn", "e3nn_accel"} <= set(case["timings"])
+    for modes in case["timings"].values():
+        assert list(modes) == list(MODES)
+        assert all(0 < t["seconds"]["low"] <= t["seconds"]["high"] for t in modes.values())
+    assert set(case["timings"]) | set(case["refused"]) >= set(PEERS)
+    assert case["grouping"]["median"] > 0
+    assert not e3nn_accel.switch.is_enabled()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ops", "--only", "no such product"], "matches none of 'mace layer 1'"),
+        (["--shape", "tiny", "--peers"], "--ops without a model"),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""No kernel takes more registers, spills or shared memory than was recorded for it."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from kernel_plans import PLANS
+from kernel_resources import COMPILATIONS, TABLE, Use, compiled, entries, recorded, text_of
+
+from e3nn_accel.compile import Toolchain
+from e3nn_accel.nvrtc import CompileError, bindings_compiler
+
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("eager_e3nn", "float64")]
+
+RECORD = "python tests/record_kernel_resources.py"
+
+
+def _marked(plan: str, sm: int) -> object:
+    """One architecture in .ci/run, all in .ci/full."""
+    quick = sm == 90 and not PLANS[plan].takes_long
+    return pytest.param(plan, sm, marks=[] if quick else pytest.mark.slow, id=f"{plan}, sm_{sm}")
+
+
+@functools.cache
+def toolchain() -> Toolchain | str:
+    """With the NVRTC from PyPI; or why there is none."""
+    try:
+        return Toolchain(bindings_compiler())
+    except (ImportError, RuntimeError, CompileError) as error:
+        return f"no NVRTC from PyPI: {error}"
+
+
+@pytest.mark.parametrize(("plan", "architecture"), [_marked(*of) for of in COMPILATIONS])
+def test_no_kernel_takes_more_than_recorded(plan: str, architecture: int) -> None:
+    """Where a kernel is better for taking more, record it and say why in the commit."""
+    nvrtc = toolchain()
+    if isinstance(nvrtc, str):
+        pytest.skip(nvrtc)
+    now, table = compiled(plan, architecture, nvrtc), recorded()
+    assert sorted(now) == sorted(entries(plan, architecture))  # each with a report
+    version = nvrtc.compiler.version
+    if table.compiler != version:
+        pytest.skip(f"they compile; recorded with NVRTC {table.compiler}, not {version}: {RECORD}")
+    more = {
+        name: f"{use}, recorded {table.uses[name]}"
+        for name, use in now.items()
+        if use.exceeds(table.uses[name])
+    }
+    assert more == {}, RECORD
+
+
+def test_the_table_is_of_these_kernels() -> None:
+    """None is missing, and none is there any more that isn't compiled."""
+    wanted = {name for plan, sm in COMPILATIONS for name in entries(plan, sm)}
+    found = recorded().uses.keys()
+    assert found == wanted, f"missing {wanted - found}, stale {found - wanted}: {RECORD}"
+
+
+def test_the_table_is_as_it_is_written() -> None:
+    """Sorted, a line a kernel: an edit by hand or a merge that isn't shows."""
+    assert text_of(recorded()) == TABLE.read_text()
+
+
+@pytest.mark.parametrize("more", [Use(41, 0, 512), Use(40, 4, 512), Use(40, 0, 513)])
+def test_any_of_the_three_counts(more: Use) -> None:
+    limit = Use(40, 0, 512)
+    assert more.exceeds(limit)
+    assert not limit.exceeds(more)
