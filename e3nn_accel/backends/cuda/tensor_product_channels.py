@@ -21,8 +21,9 @@ NARROWEST = 8
 TERM_WORDS, INPUT_WORDS, ENTRIES, SECOND = 28, 40, 512, 32
 """Bounds of a group: 32-bit words of a row's weights and features in registers, non-zeros of M
 (shared memory, code), components of the second input (a warp reduces at most 32 sums at once)."""
-REGISTERS = {4: 56, 8: 40}
-"""Of a thread for all else. Fitted on an H100: float64 gains more by occupancy than it loses by spills."""
+OTHER_REGISTERS = {(True, 4): 40, (True, 8): 40, (False, 4): 44, (False, 8): 24}
+"""Of a thread besides what it holds, forward or not, by the bytes of a number. Fitted on an H100: float64
+gains more by occupancy than it loses by some spills."""
 ROWS = 16
 REGISTER_FILE = 65536
 
@@ -176,8 +177,9 @@ class ChannelPart:
             held += self.largest + self.x_components + padded(len(self.second))
         if kind == "double":
             held += 2 * self.largest
-        registers = self.real_bytes // 4 * held + (
-            REGISTERS[self.real_bytes] if kind != "forward" else 44
+        registers = (
+            int(1.15 * (self.real_bytes // 4) * held)
+            + OTHER_REGISTERS[kind == "forward", self.real_bytes]
         )
         return max(1, min(REGISTER_FILE // (self.threads * registers), 1536 // self.threads, 16))
 
