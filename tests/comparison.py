@@ -55,11 +55,13 @@ def derivatives(function: Function, operands: Operands, seed: int = 0) -> Deriva
     wanted = {name: t for name, t in operands.items() if t.requires_grad}
     if not wanted or not out.requires_grad:
         return Derivatives(found)
-    direction = draw(tuple(out.shape), seed + 100, out.dtype).requires_grad_()
+    direction = draw(tuple(out.shape), seed + 100, out.dtype).to(out.device).requires_grad_()
     leaves = list(wanted.values())
     first = _gradients(out, leaves, direction, create_graph=True)
     found |= {f"d {name}": t.detach() for name, t in zip(wanted, first, strict=True)}
-    pairs = [(t, draw(tuple(t.shape), seed + 200 + n, t.dtype)) for n, t in enumerate(first)]
+    pairs = [
+        (t, draw(tuple(t.shape), seed + 200 + n, t.dtype).to(t.device)) for n, t in enumerate(first)
+    ]
     functional = sum(((t * r).sum() for t, r in pairs if t.requires_grad), out.new_zeros(()))
     if functional.requires_grad:
         second = _gradients(functional, [*leaves, direction], None)

@@ -1,20 +1,21 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
-It has kernels for the fused convolution; what it refuses, the torch backend plans on the same device.
+It has kernels for the fused convolution and for tensor products edge by edge; what it refuses, the
+torch backend plans on the same device.
 """
 
 from __future__ import annotations
 
 import torch
 
-from e3nn_accel.descriptor import ConvolutionDescriptor, Descriptor
+from e3nn_accel.descriptor import ConvolutionDescriptor, Descriptor, TensorProductDescriptor
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
 
 DTYPES = (torch.float32, torch.float64)
 
 
 class CudaBackend:
-    """Plans convolutions for tensors on an NVIDIA GPU."""
+    """Plans convolutions and tensor products for tensors on an NVIDIA GPU."""
 
     name = "cuda"
     priority = 10
@@ -27,15 +28,17 @@ class CudaBackend:
         return cuda_availability()
 
     def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
-        """Plan a convolution, or say why not."""
-        from e3nn_accel.backends.cuda import convolution
+        """Plan a convolution or a tensor product, or say why not."""
+        from e3nn_accel.backends.cuda import convolution, tensor_product
 
         if context.dtype not in DTYPES:
             return Refusal(
                 self.name,
                 f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}",
             )
+        if isinstance(descriptor, TensorProductDescriptor):
+            return tensor_product.plan(descriptor, context)
         if not isinstance(descriptor, ConvolutionDescriptor):
-            return Refusal(self.name, "has kernels for fused convolutions alone")
+            return Refusal(self.name, "has kernels for convolutions and tensor products alone")
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)

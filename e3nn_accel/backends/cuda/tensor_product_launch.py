@@ -1,0 +1,218 @@
+"""Launches the parts of a tensor product and adds up what they give, in a fixed order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS, Part, Segment, numbered
+from e3nn_accel.compile import KernelProgram
+from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
+from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.ops.tensor_product import Wanted
+from e3nn_accel.plan import PlanContext
+
+REAL = {torch.float32: "float", torch.float64: "double"}
+SIGNATURES = {"forward": "PPPiqP", "backward": "PPPPiqiPPP", "double": "PPPPPPPiqiPPPP"}
+NOTHING: Wanted = (False, False, False)
+EVERYTHING: Wanted = (True, True, True)
+MOST_BLOCKS = (1 << 31) - 1
+BLOCKS_FOR_SUMS = 1024
+"""Blocks where each makes a partial sum: enough to fill any device, few enough to add up."""
+
+
+class ProductLaunch:
+    """Kernels of one product in one dtype; `e3nn_accel.ops.tensor_product` differentiates with them."""
+
+    def __init__(
+        self,
+        d: TensorProductDescriptor,
+        parts: tuple[Part, ...],
+        segments: tuple[Segment, ...],
+        context: PlanContext,
+    ) -> None:
+        self.d, self.parts = d, parts
+        self.real, self.config = REAL[context.dtype], context.config
+        self.size = sum(segment.size for segment in segments)
+        self.segmented = any(n.mixes and d.shared_weights for n in numbered(d))
+        kernels_own = [
+            n for n in numbered(d) if n.weight >= 0 and not (n.mixes and d.shared_weights)
+        ]
+        self.weighted = bool(kernels_own)
+        covered = sum(n.weights for n in kernels_own)
+        self.all_weights = covered == d.weight_numel
+        self.fused_double = all(part.has_double for part in parts)
+        self._programs: dict[tuple[str, Wanted], tuple[KernelProgram, ...]] = {}
+        self._kernels: dict[tuple[str, Wanted, torch.device], tuple[Kernel, ...]] = {}
+
+    def programs(self) -> list[KernelProgram]:
+        """What would be compiled, for ``kernels warm`` and for checks without a GPU."""
+        found = [*self.programs_of("forward", NOTHING), *self.programs_of("backward", EVERYTHING)]
+        return [*found, *(self.programs_of("double", NOTHING) if self.fused_double else ())]
+
+    def programs_of(self, kind: str, wanted: Wanted) -> tuple[KernelProgram, ...]:
+        """One program a part."""
+        if (kind, wanted) not in self._programs:
+            macros = [f"{kind.upper()}=1"]
+            if kind == "backward":
+                macros += [f"WANT_{n}=1" for n, want in zip("XYW", wanted, strict=True) if want]
+            self._programs[kind, wanted] = tuple(
+                KernelProgram(
+                    f"tensor_product_{kind}_{self.real}" + (f"_{n}" if len(self.parts) > 1 else ""),
+                    part.file,
+                    (f"tensor_product_{kind}",),
+                    part.header(kind, self.real),
+                    tuple(self._exchanged(macros) if part.swapped else macros),
+                    description=str(self.d),
+                )
+                for n, part in enumerate(self.parts)
+            )
+        return self._programs[kind, wanted]
+
+    @staticmethod
+    def _exchanged(macros: list[str]) -> list[str]:
+        names = {"WANT_X=1": "WANT_Y=1", "WANT_Y=1": "WANT_X=1"}
+        return sorted(names.get(macro, macro) for macro in macros)
+
+    def kernels(self, kind: str, wanted: Wanted, device: torch.device) -> tuple[Kernel, ...]:
+        """Compiled and loaded at their first use, in parallel."""
+        key = (kind, wanted, device)
+        if key not in self._kernels:
+            loaded = load_all(self.programs_of(kind, wanted), device, self.config)
+            self._kernels[key] = tuple(
+                p.kernel(f"tensor_product_{kind}", SIGNATURES[kind]) for p in loaded
+            )
+        return self._kernels[key]
+
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, plain: bool
+    ) -> torch.Tensor:
+        """Rows [rows, dim_out], or all segments one after the other, flat."""
+        rows = x.shape[0]
+        out = self._result(x)
+        for kernel, part in zip(
+            self.kernels("forward", NOTHING, x.device), self.parts, strict=True
+        ):
+            first, second = (y, x) if part.swapped else (x, y)
+            kernel(*self.grid(part, rows, False), first, second, w, int(plain), rows, out)
+        return out
+
+    def backward(
+        self,
+        g: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        w: torch.Tensor,
+        plain: bool,
+        wanted: Wanted,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """(dx, dy, dw), None where not wanted."""
+        found = _Gradients(self, x, y, w, wanted)
+        for kernel, part in zip(
+            self.kernels("backward", wanted, x.device), self.parts, strict=True
+        ):
+            first, second = (y, x) if part.swapped else (x, y)
+            into = found.of(part)
+            kernel(*into.grid, first, second, w, g, int(plain), len(x), found.add, *into.gradients)
+            found.take(into, part)
+        return found.dx, found.dy, found.dw
+
+    def double(
+        self,
+        g: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        w: torch.Tensor,
+        hx: torch.Tensor,
+        hy: torch.Tensor,
+        hw: torch.Tensor,
+        plain: bool,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """(dg, dx, dy, dw) of <hx, dx> + <hy, dy> + <hw, dw>, where every part has a kernel for it."""
+        found, out = _Gradients(self, x, y, w, EVERYTHING), self._result(x)
+        for kernel, part in zip(self.kernels("double", NOTHING, x.device), self.parts, strict=True):
+            first, second, h1, h2 = (y, x, hy, hx) if part.swapped else (x, y, hx, hy)
+            into = found.of(part)
+            kernel(
+                *into.grid, first, second, w, g, h1, h2, hw, int(plain), len(x), found.add, out, *into.gradients
+            )  # fmt: skip
+            found.take(into, part)
+        return out, found.dx, found.dy, found.dw
+
+    def _result(self, x: torch.Tensor) -> torch.Tensor:
+        """For the output; zero where no kernel writes."""
+        rows = len(x)
+        whole = sum(part.covered for part in self.parts) == self.size
+        shape = (rows * self.size,) if self.segmented else (rows, self.size)
+        return (x.new_empty if whole else x.new_zeros)(shape)
+
+    def reaches_all(self, operand: int) -> bool:
+        """Whether one kernel sets every component of the gradient of x (0) or y (1)."""
+        part = self.parts[0]
+        own = operand if not part.swapped else 1 - operand
+        dim = dim_of(self.d.irreps_in1 if operand == 0 else self.d.irreps_in2)
+        return len(self.parts) == 1 and part.reached(own) == dim and (own == 0 or part.chunks == 1)
+
+    def grid(
+        self, part: Part, rows: int, sums: bool
+    ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Grid and block; fewer blocks where each makes ``sums`` of dw."""
+        blocks = min(-(-rows // part.rows), MOST_BLOCKS)
+        if sums:
+            most = max(1, PARTIAL_SUMS // max(1, part.sums * self.d.weight_numel))
+            blocks = min(blocks, BLOCKS_FOR_SUMS, most)
+        return (blocks, part.chunks, 1), (part.threads, 1, 1)
+
+
+@dataclass(frozen=True)
+class _Into:
+    """Where one part's kernel writes: gradients of its first and second input and of the weights."""
+
+    grid: tuple[tuple[int, int, int], tuple[int, int, int]]
+    gradients: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
+class _Gradients:
+    """Gradients under construction, added up over parts in a fixed order.
+
+    Attributes:
+        add: Whether kernels add to what is there, 0 or 1.
+    """
+
+    def __init__(
+        self,
+        owner: ProductLaunch,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        w: torch.Tensor,
+        wanted: Wanted,
+    ) -> None:
+        self.owner, self.rows = owner, len(x)
+        self.add = int(len(owner.parts) > 1)
+        self.sums = owner.d.shared_weights and wanted[2]
+        whole = (owner.reaches_all(0), owner.reaches_all(1), owner.all_weights and not self.sums)
+        self.dx, self.dy, self.dw = (
+            (t.new_empty if all_of_it else t.new_zeros)(t.shape) if want else None
+            for t, want, all_of_it in zip((x, y, w), wanted, whole, strict=True)
+        )
+
+    def of(self, part: Part) -> _Into:
+        """Blocks that share a row have a gradient of the second input each; blocks, a sum of dw each."""
+        grid = self.owner.grid(part, self.rows, self.sums)
+        first, second = (self.dy, self.dx) if part.swapped else (self.dx, self.dy)
+        dw = self.dw
+        if second is not None and part.chunks > 1:
+            second = second.new_zeros((part.chunks, *second.shape))
+        if dw is not None and self.sums:
+            dw = dw.new_zeros((grid[0][0] * part.sums, *dw.shape))
+        return _Into(grid, (first, second, dw))
+
+    def take(self, into: _Into, part: Part) -> None:
+        """Add up what was written apart."""
+        _, second, dw = into.gradients
+        whole = self.dx if part.swapped else self.dy
+        if whole is not None and second is not None and second is not whole:
+            whole += second.sum(0)
+        if self.dw is not None and dw is not None and dw is not self.dw:
+            self.dw += dw.sum(0)
