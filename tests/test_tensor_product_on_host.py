@@ -121,10 +121,24 @@ def test_operands_that_broadcast_and_are_not_contiguous() -> None:
     x = draw((2, 3, 2 * module.irreps_in1.dim), 1)[..., ::2].requires_grad_()
     y = draw((3, module.irreps_in2.dim), 2).requires_grad_()
     w = draw((module.weight_numel, 2, 1), 3).permute(1, 2, 0).requires_grad_()
+    compare_gradients(module, (x, y, w))
+
+
+def test_columns_of_wider_rows() -> None:
+    """Rows that need no other shape reach the kernels as they are, and second derivatives reach them."""
+    module = CASES["33 channels"].build()
+    shapes = module.irreps_in1.dim, module.irreps_in2.dim, module.weight_numel
+    wide = (draw((dim, 4), seed).t().requires_grad_() for seed, dim in enumerate(shapes))
+    compare_gradients(module, tuple(wide))
+
+
+def compare_gradients(module: o3.TensorProduct, operands: tuple[torch.Tensor, ...]) -> None:
+    """Value, first and second derivatives by the kernels and by stock e3nn."""
 
     def gradients() -> tuple[torch.Tensor, ...]:
-        out = module(x, y, w)
-        return (out, *torch.autograd.grad(out.pow(2).sum(), (x, y, w)))
+        out = module(*operands)
+        first = torch.autograd.grad(out.pow(2).sum(), operands, create_graph=True)
+        return (out, *first, *torch.autograd.grad(sum(g.sin().sum() for g in first), operands))
 
     expected = gradients()
     with accelerated(self_check=False):

@@ -78,6 +78,9 @@ def tensor_product(
     x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, kernels: ProductKernels, plain: bool = True
 ) -> torch.Tensor:
     """F(x, y, w), differentiable to any order."""
+    if not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad or w.requires_grad)):
+        x, y, w = _contiguous(x, y, w)
+        return kernels.forward(x, y, w, plain)
     out: torch.Tensor = _Forward.apply(x, y, w, kernels, plain)  # type: ignore[no-untyped-call]
     return out
 
@@ -87,11 +90,10 @@ class _Forward(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, kernels: Any, plain: bool
     ) -> torch.Tensor:
-        x, y, w = x.contiguous(), y.contiguous(), w.contiguous()
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, y, w)
+        ctx.save_for_backward(x, y, w)  # these and no copies: second derivatives go back to them
         ctx.kernels, ctx.plain = kernels, plain
-        out: torch.Tensor = kernels.forward(x, y, w, plain)
+        out: torch.Tensor = kernels.forward(*_contiguous(x, y, w), plain)
         return out
 
     @staticmethod
@@ -115,11 +117,10 @@ class _Backward(torch.autograd.Function):
         plain: bool,
         wanted: Wanted,
     ) -> Any:
-        g, x, y, w = g.contiguous(), x.contiguous(), y.contiguous(), w.contiguous()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, x, y, w)
         ctx.kernels, ctx.plain = kernels, plain
-        return kernels.backward(g, x, y, w, plain, wanted)
+        return kernels.backward(*_contiguous(g, x, y, w), plain, wanted)
 
     @staticmethod
     def backward(ctx: Any, *tangents: Any) -> Any:
@@ -131,10 +132,11 @@ class _Backward(torch.autograd.Function):
             and not torch.is_grad_enabled()  # else a derivative of this will be asked for
         ):
             hs = [
-                torch.zeros_like(of) if h is None else h.contiguous()
+                torch.zeros_like(of) if h is None else h
                 for h, of in zip(tangents, operands, strict=True)
             ]
-            return (*ctx.kernels.double(g, *operands, *hs, ctx.plain), None, None, None)
+            found_at_once = ctx.kernels.double(*_contiguous(g, *operands, *hs), ctx.plain)
+            return (*found_at_once, None, None, None)
         found: list[torch.Tensor | None] = [None] * 4
         for n, h in enumerate(tangents):
             if h is None:
@@ -162,8 +164,15 @@ def _transposed(
     if not any(wanted):
         return None, None, None
     x, y, w = operands
+    if not torch.is_grad_enabled():
+        g, x, y, w = _contiguous(g, x, y, w)
+        return kernels.backward(g, x, y, w, plain, wanted)
     found: Optional3 = _Backward.apply(g, x, y, w, kernels, plain, wanted)  # type: ignore[no-untyped-call]
     return found
+
+
+def _contiguous(*tensors: torch.Tensor) -> Any:
+    return tuple(t.contiguous() for t in tensors)
 
 
 def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
