@@ -50,6 +50,7 @@ class _Options(NamedTuple):
     train: bool
     views: int | None
     progress: Progress
+    device: torch.device
 
 
 def compare(
@@ -59,6 +60,7 @@ def compare(
     train: bool = False,
     views: int | None = None,
     progress: Progress = lambda step: None,
+    device: str | torch.device = "cpu",
 ) -> Parity:
     """Compare accelerated with stock results.
 
@@ -70,6 +72,7 @@ def compare(
         views: How often float32 errors are measured, each time turned and displaced a little;
             None: as often as the structure's size asks for.
         progress: Told each step.
+        device: Where both run.
 
     Raises:
         InputError: Structures with elements that the model doesn't know.
@@ -77,7 +80,7 @@ def compare(
     check_elements(model, structures)
     graphs = [batch_of(model, atoms) for atoms in structures]
     names = [f"{n} {atoms.get_chemical_formula()}" for n, atoms in enumerate(structures, 1)]
-    options = _Options(train, views, progress)
+    options = _Options(train, views, progress, torch.device(device))
     found = [_Comparison(model, DTYPES[dtype], options).run(names, graphs) for dtype in dtypes]
     installed = {name: version_of(name) for name in ("torch", "e3nn", "mace-torch")}
     versions = {"e3nn_accel": __version__} | {n: v for n, v in installed.items() if v}
@@ -91,7 +94,7 @@ class _Comparison:
         self.dtype, self.options = dtype, options
         self.rounded = dtype == torch.float32
         with suspend():
-            self.model = copy.deepcopy(model).cpu().to(dtype).eval()
+            self.model = copy.deepcopy(model).to(options.device, dtype).eval()
             self.reference = copy.deepcopy(self.model).double() if self.rounded else self.model
 
     def run(self, names: Sequence[str], graphs: Sequence[Batch]) -> DtypeParity:

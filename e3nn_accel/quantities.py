@@ -1,6 +1,6 @@
 """What a MACE model computes for one structure: energy, forces, stress, gradients of parameters.
 
-Results are float64 whatever the model's dtype, so that differences are exact.
+Results are float64 and on the CPU whatever the model's dtype and device, so that differences are exact.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class Quantities:
 def compute(model: Any, batch: Batch, stress: bool) -> Quantities:
     """Energy, forces and stress, as in molecular dynamics: with frozen parameters."""
     model.requires_grad_(False)
-    dtype = dtype_of(model)
-    data = cast(batch, dtype)
+    dtype, device = dtype_of(model), device_of(model)
+    data = cast(batch, dtype, device)
     with default_dtype(dtype):
         out = model(data, compute_force=True, compute_stress=stress)
-        alone = isolated_energies(model, cast(batch, dtype))
+        alone = isolated_energies(model, cast(batch, dtype, device))
     atoms = len(out["forces"])
     return Quantities(
         energy=float(out["energy"].detach().double().sum()) / atoms,
         interaction=float(interaction_energy(out).detach().double().sum()) / atoms,
         scale=float((out["node_energy"].detach().double() - alone).abs().mean()),
-        forces=out["forces"].detach().double(),
-        stress=out["stress"].detach().double()[0] if stress else None,
+        forces=out["forces"].detach().double().cpu(),
+        stress=out["stress"].detach().double()[0].cpu() if stress else None,
     )
 
 
@@ -68,7 +68,7 @@ def gradients(model: Any, batch: Batch, sizes: Quantities) -> Gradients:
     dtype = dtype_of(model)
     with default_dtype(dtype):
         out = model(
-            cast(batch, dtype),
+            cast(batch, dtype, device_of(model)),
             training=True,
             compute_force=True,
             compute_stress=sizes.stress is not None,
@@ -80,7 +80,9 @@ def gradients(model: Any, batch: Batch, sizes: Quantities) -> Gradients:
         )
     model.requires_grad_(False)
     return {
-        name: torch.zeros_like(parameter).double() if grad is None else grad.detach().double()
+        name: torch.zeros_like(parameter, dtype=torch.float64, device="cpu")
+        if grad is None
+        else grad.detach().double().cpu()
         for name, parameter, grad in zip(names, parameters, found, strict=True)
     }
 
@@ -91,7 +93,7 @@ def loss(out: dict[str, Any], sizes: Quantities) -> torch.Tensor:
     terms = [(interaction_energy(out) / atoms, sizes.scale), (out["forces"], _norm(sizes.forces))]
     if sizes.stress is not None:
         terms.append((out["stress"], _norm(sizes.stress)))
-    total = torch.zeros((), dtype=out["forces"].dtype)
+    total = out["forces"].new_zeros(())
     for term, size in terms:
         total = total + (term / max(size, 1e-6)).square().sum()
     return total
@@ -107,12 +109,21 @@ def isolated_energies(model: Any, batch: Batch) -> torch.Tensor:
     """[atoms], the isolated atoms' energies in the batch's head, float64."""
     atoms = len(batch["positions"])
     energies: torch.Tensor = model.atomic_energies_fn(batch["node_attrs"])
-    return energies[torch.arange(atoms), batch["head"][batch["batch"]]].detach().double()
+    return (
+        energies[torch.arange(atoms, device=energies.device), batch["head"][batch["batch"]]]
+        .detach()
+        .double()
+    )
 
 
 def dtype_of(model: torch.nn.Module) -> torch.dtype:
     """The dtype of the model's parameters."""
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """The device of the model's parameters."""
+    return next(model.parameters()).device
 
 
 def _norm(tensor: torch.Tensor) -> float:

@@ -187,10 +187,10 @@ def batch_of(model: Any, atoms: Any, dtype: torch.dtype = torch.float64) -> Batc
     return cast(batch, dtype)
 
 
-def cast(batch: Batch, dtype: torch.dtype) -> Batch:
+def cast(batch: Batch, dtype: torch.dtype, device: torch.device | None = None) -> Batch:
     """A copy with its floating-point tensors in ``dtype``; models change the batch they get."""
     return {
-        name: value.detach().clone().to(dtype if value.is_floating_point() else value.dtype)
+        name: value.detach().clone().to(device, dtype if value.is_floating_point() else value.dtype)
         for name, value in batch.items()
         if torch.is_tensor(value)
     }

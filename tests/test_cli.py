@@ -531,3 +531,14 @@ def test_tables_on_a_terminal_are_drawn_by_rich(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     tables.show(Table(("a", "b"), [("[bold]x", "ok")]))
     assert "[bold]x" in capsys.readouterr().out  # text from elsewhere is no markup
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("gpu", "wanted cpu, cuda"), ("cuda:99", "CUDA devices")]
+)
+@pytest.mark.parametrize("name", ["verify", "explain"])
+def test_devices_that_are_not_there(command, name, device, message):
+    code, out, err = command(name, "MODEL", "--device", device)
+    assert code == 2
+    assert not out
+    assert message in err

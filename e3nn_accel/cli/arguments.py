@@ -29,6 +29,27 @@ def add_structures(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """``--device``."""
+    parser.add_argument(
+        "--device", type=_device, default="cpu", metavar="cuda", help="where to run (default: cpu)"
+    )
+
+
+def _device(text: str) -> str:
+    import torch
+
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted cpu, cuda or cuda:1, say") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: torch finds {torch.cuda.device_count()} CUDA devices"
+        )
+    return text
+
+
 def dtypes(text: str) -> tuple[str, ...]:
     """A comma-separated list of dtypes."""
     names = tuple(part.strip() for part in text.split(","))

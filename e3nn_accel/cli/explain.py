@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from e3nn_accel.cli.arguments import add_json, readable, without_warnings
+from e3nn_accel.cli.arguments import add_device, add_json, readable, without_warnings
 from e3nn_accel.cli.tables import Table, progress, show
 
 HELP = "which modules of a model are accelerated, and why others are not"
@@ -16,6 +16,7 @@ HELP = "which modules of a model are accelerated, and why others are not"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model."""
     parser.add_argument("model", metavar="MODEL", help="a model saved by torch.save")
+    add_device(parser)
     add_json(parser)
 
 
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from e3nn_accel.structures import load_module
 
     with readable(), progress("planning", quiet=args.json), without_warnings():
-        report = explain(load_module(args.model))
+        report = explain(load_module(args.model).to(args.device))
     if args.json:
         show(report.to_json())
         return 0

@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from e3nn_accel.cli.arguments import (
+    add_device,
     add_json,
     add_structures,
     dtypes,
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance-report", action="store_true", help="every number, and the criteria"
     )
+    add_device(parser)
     add_json(parser)
 
 
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from e3nn_accel.parity import compare
 
     with without_warnings(), progress("comparing", quiet=args.json) as step:
-        parity = compare(model, structures, args.dtype, args.train, args.views, step)
+        parity = compare(model, structures, args.dtype, args.train, args.views, step, args.device)
     if args.json:
         show(parity.to_json())
     else:
