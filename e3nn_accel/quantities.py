@@ -93,7 +93,7 @@ def loss(out: dict[str, Any], sizes: Quantities) -> torch.Tensor:
     terms = [(interaction_energy(out) / atoms, sizes.scale), (out["forces"], _norm(sizes.forces))]
     if sizes.stress is not None:
         terms.append((out["stress"], _norm(sizes.stress)))
-    total = out["forces"].new_zeros(())
+    total: torch.Tensor = out["forces"].new_zeros(())
     for term, size in terms:
         total = total + (term / max(size, 1e-6)).square().sum()
     return total

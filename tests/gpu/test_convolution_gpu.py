@@ -7,6 +7,7 @@ import torch
 from e3nn import o3
 
 import e3nn_accel
+from e3nn_accel.backends.cuda import convolution_kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -169,3 +170,57 @@ def test_captured_in_a_cuda_graph() -> None:
         with torch.no_grad():
             eager = module(x, y, w, ends)
     assert torch.equal(out, eager)
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_offsets_beyond_2_to_the_31(staged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last edges of 1.75 million, whose weights start beyond 2^31 numbers, against stock e3nn."""
+    if torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("wants 40 GiB of free memory")
+    if not staged:
+        monkeypatch.setattr(convolution_kernels, "ALIGNMENT", 1 << 62)
+    module, exact = product("mace layer 2", torch.float32), product("mace layer 2", torch.float64)
+    nodes, edges, last = 50_000, 1_750_000, 40
+    assert edges * module.weight_numel > 2**31
+    x = torch.randn(nodes, module.irreps_in1.dim, device="cuda", requires_grad=True)
+    y = torch.randn(edges, module.irreps_in2.dim, device="cuda", requires_grad=True)
+    w = torch.randn(edges, module.weight_numel, device="cuda", requires_grad=True)
+    ends = torch.randint(0, nodes - 1, (2, edges), device="cuda")
+    ends[:, -last:] = nodes - 1  # a node with these edges alone
+    with e3nn_accel.enabled(strict=True):
+        out = module(x, y, w, ends)
+        found = torch.autograd.grad(out[-1].sin().sum(), (x, y, w))
+    ours = [out[-1], found[0][-1], found[1][-last:], found[2][-last:]]
+    leaves = [t.detach()[-n:].double().requires_grad_() for t, n in ((x, 1), (y, last), (w, last))]
+    sent = torch.zeros((2, last), dtype=torch.int64, device="cuda")
+    value = unfused(exact, *leaves, sent)[0]
+    expected = torch.autograd.grad(value.sin().sum(), leaves)
+    for a, b in zip(ours, [value, expected[0][0], *expected[1:]], strict=True):
+        assert error(a, b) <= 5e-6
+
+
+def test_several_groups_are_captured_in_a_cuda_graph() -> None:
+    """A replayed backward pass equals the eager one where it is made of several kernels."""
+    module = product("many paths", torch.float32)
+    x, y, w, ends = operands(module, 60, 700, torch.float32)
+    x.requires_grad_()
+    y.requires_grad_()
+    with e3nn_accel.enabled(strict=True):
+
+        def gradients() -> tuple[torch.Tensor, ...]:
+            return torch.autograd.grad(module(x, y, w, ends).sum(), (x, y))
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                eager = gradients()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = gradients()
+        for t in captured:
+            t.fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(eager, captured, strict=True))
