@@ -1,7 +1,7 @@
 """How the convolution's kernels are laid out over threads, registers and shared memory.
 
-Chosen from the tables of a plan alone, never from the graph. The figures were fitted on an H100, by
-``kernels/README.md``'s cases.
+Chosen from the tables of a plan alone, never from the graph. Fitted on an H100 by
+``tests/gpu/tune_convolution.py``.
 """
 
 from __future__ import annotations
