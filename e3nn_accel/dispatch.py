@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from e3nn_accel import compat, selfcheck
+from e3nn_accel import compat, generation, selfcheck
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.errors import AccelError, FallbackWarning
@@ -22,6 +22,7 @@ from e3nn_accel.interception import stock_call, suspended
 from e3nn_accel.plan import PlanContext, Refusal
 from e3nn_accel.registry import Registry
 from e3nn_accel.runner import Outcome, Runner
+from e3nn_accel.traced import traced_call
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,12 @@ class Dispatcher:
         """The ``__call__`` to put on ``cls``, the class of ``target``."""
         stock_forward = compat.original_forward(cls)
         self.targets[cls] = (target, stock_forward)
+        while_compiled = traced_call(self, target, stock_forward, unfused)
 
         def __call__(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():  # first, and alone: torch.compile traces this line
+            if torch.compiler.is_compiling():  # first: torch.compile traces this
+                if torch.compiler.is_dynamo_compiling():
+                    return while_compiled(module, *args, **kwargs)
                 return torch.nn.Module.__call__(module, *args, **kwargs)
             runner = self.runners.get(module) or self.runner_for(module, stock_forward)
             if runner.config is None or suspended():
@@ -219,6 +223,7 @@ class Dispatcher:
         assert outcome.plan is not None
         backend, outcome.plan = outcome.plan.backend, None
         outcome.refusals.append(Refusal(backend, reason))
+        generation.advance()
         if warn:
             warnings.warn(
                 f"e3nn_accel gives up a plan of backend {backend}: {outcome.descriptor}: {reason}",
@@ -244,7 +249,7 @@ class Dispatcher:
 
     def fusible(self, module: torch.nn.Module) -> bool:
         """Whether a block should hand its gather and scatter to this product."""
-        if torch.compiler.is_compiling() or suspended() or program_transform():
+        if suspended() or program_transform():
             return False
         found = self.target_of(module)
         if found is None:

@@ -33,10 +33,16 @@ def bind(module: Any, x: Any, y: Any) -> Call | str:
     if x.dim() != 3 or y.dim() != 2 or x.shape[0] != y.shape[0]:
         return f"x of shape {tuple(x.shape)} and node_attrs of shape {tuple(y.shape)}, wanted [nodes, ..] of both"
     channels, species = weights[0].shape[2], weights[0].shape[0]
-    components = module.contractions[0].coupling_irreps.dim
+    components = _components(module)
     if x.shape[1:] != (channels, components) or y.shape[1] != species:
         return f"x of shape {tuple(x.shape)}, node_attrs of shape {tuple(y.shape)}"
     return Call("contraction", (x, y, *weights))
+
+
+@compat.run_while_tracing
+def _components(module: Any) -> int:
+    """torch.compile can't look into e3nn's Irreps."""
+    return int(module.contractions[0].coupling_irreps.dim)
 
 
 def _is_empty(weight: torch.Tensor) -> bool:
@@ -47,7 +53,7 @@ def _is_empty(weight: torch.Tensor) -> bool:
 @hookimpl
 def e3nn_accel_targets() -> list[Target]:
     """MACE's SymmetricContraction; its Contraction children are only ever called by it."""
-    return [Target(CLASS, bind, "contraction", "mace-torch", ">=0.3.6,<0.4")]
+    return [Target(CLASS, bind, "contraction", "mace-torch", ">=0.3.6,<0.4", traceable=True)]
 
 
 @hookimpl
