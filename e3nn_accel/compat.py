@@ -59,12 +59,12 @@ def run_while_tracing(function: Function) -> Function:
 
 
 def exporting() -> bool:
-    """Whether torch.export is tracing, asked from a function that `run_while_tracing` marks."""
+    """Whether torch.export is tracing; to be asked from functions that torch.compile doesn't trace."""
     if hasattr(torch.compiler, "is_exporting"):
         return bool(torch.compiler.is_exporting())
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    return bool(InstructionTranslator.current_tx().export)
+    dynamo: Any = sys.modules.get("torch._dynamo.symbolic_convert")  # before torch 2.7
+    translator = dynamo and dynamo.InstructionTranslator.current_tx()
+    return torch.compiler._is_compiling_flag or bool(translator and translator.export)
 
 
 def opaque_operation_tags() -> tuple[torch.Tag, ...]:

@@ -52,7 +52,7 @@ class Dispatcher:
             if torch.compiler.is_compiling():  # first: torch.compile traces this
                 if torch.compiler.is_dynamo_compiling():
                     return while_compiled(module, *args, **kwargs)
-                return torch.nn.Module.__call__(module, *args, **kwargs)
+                return torch.nn.Module.__call__(module, *args, **kwargs)  # torch.export
             runner = self.runners.get(module) or self.runner_for(module, stock_forward)
             if runner.config is None or suspended():
                 return stock_call(module, args, kwargs)

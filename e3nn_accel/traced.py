@@ -138,6 +138,7 @@ def _fuses(dispatcher: Dispatcher, product: torch.nn.Module) -> bool:
     outcome = _untraced(
         lambda: dispatcher.preview(product, runner, "convolution", mask.dtype, mask.device)
     )
+    runner.outcomes["convolution", mask.dtype, mask.device] = outcome
     return outcome.plan is not None
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from e3nn_accel import compat
 from e3nn_accel.traced import traced_fusion
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ def fusion_property(dispatcher: Dispatcher) -> property:
     fuses_while_traced = traced_fusion(dispatcher)
 
     def fusible(product: torch.nn.Module) -> bool:
-        if torch.compiler.is_compiling():
-            return torch.compiler.is_dynamo_compiling() and fuses_while_traced(product)
-        return dispatcher.fusible(product)
+        if torch.compiler.is_dynamo_compiling():
+            return fuses_while_traced(product)
+        # torch.compile's guards ask, too, untraced: the answer must be the same at every call
+        return not compat.exporting() and dispatcher.fusible(product)
 
     def get(block: Any) -> Any:
         if NAME in block.__dict__:

@@ -75,6 +75,21 @@ def convolution(
     return out
 
 
+def convolution_gradients(
+    g: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    w: torch.Tensor,
+    graph: Neighbours,
+    kernels: ConvolutionKernels,
+    wanted: tuple[bool, bool, bool],
+) -> Optional4:
+    """(dx, dy, dw) without computing F first, None where not wanted; differentiable to any order."""
+    x, y, w = x.contiguous(), y.contiguous(), w.contiguous()
+    found: Optional4 = _Backward.apply(g, x, y, w, graph, kernels, wanted)  # type: ignore[no-untyped-call]
+    return found
+
+
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(

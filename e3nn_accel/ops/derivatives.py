@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 
 import torch
@@ -40,15 +41,12 @@ def gradient_of(name: str, wanted: Sequence[bool]) -> str:
     return f"gradient {''.join('01'[w] for w in wanted)} of {name}"
 
 
+@cache
 def function_of(name: str) -> Value | Gradient:
-    """The function with this name.
-
-    Raises:
-        KeyError: No plan of this process has it.
-    """
+    """The function with this name."""
     matched = _GRADIENT.fullmatch(name)
     if matched is None:
-        return Value(_plans[name])
+        return Value(name)
     return Gradient(function_of(matched[2]), tuple(bit == "1" for bit in matched[1]))
 
 
@@ -56,8 +54,20 @@ def function_of(name: str) -> Value | Gradient:
 class Value:
     """What a plan computes."""
 
-    plan: Plan
+    name: str
     results = 1
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that has this name now.
+
+        Raises:
+            RuntimeError: No plan of this process has it.
+        """
+        try:
+            return _plans[self.name]
+        except KeyError:
+            raise RuntimeError(f"e3nn_accel has no plan {self.name!r} in this process") from None
 
     def __call__(self, operands: Tensors) -> Tensors:
         """[the result], differentiable where autograd is on."""
