@@ -23,6 +23,7 @@ from e3nn_accel.plan import PlanContext, Refusal
 from e3nn_accel.registry import Registry
 from e3nn_accel.runner import Outcome, Runner
 from e3nn_accel.traced import traced_call
+from e3nn_accel.unfused import is_fused, unfused
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Dispatcher:
         """The ``__call__`` to put on ``cls``, the class of ``target``."""
         stock_forward = compat.original_forward(cls)
         self.targets[cls] = (target, stock_forward)
-        while_compiled = traced_call(self, target, stock_forward, unfused)
+        while_compiled = traced_call(self, target, stock_forward)
 
         def __call__(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():  # first: torch.compile traces this
@@ -153,10 +154,9 @@ class Dispatcher:
         operation: str = "",
     ) -> Any:
         """Stock e3nn, counted with its reason; a fused convolution is taken apart first."""
-        edge_index = args[3] if len(args) == 4 else kwargs.get("edge_index")
-        if edge_index is not None and hasattr(module, "irreps_in1"):
+        if is_fused(args, kwargs) and hasattr(module, "irreps_in1"):
             runner.count("convolution", "unfused", reason)
-            return unfused(module, *args[:3], **_without_edges(kwargs, edge_index))
+            return unfused(module, args, kwargs)
         runner.count(operation, "e3nn", reason)
         return stock_call(module, args, kwargs)
 
@@ -292,25 +292,3 @@ class Dispatcher:
             if outcome.plan is None
             else (outcome.plan.backend, outcome.plan.strategy)
         )
-
-
-def unfused(
-    module: torch.nn.Module,
-    node_feats: torch.Tensor,
-    edge_attrs: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    *,
-    edge_index: torch.Tensor,
-) -> torch.Tensor:
-    """Gather, product and scatter one after the other, as an interaction block does itself."""
-    sender, receiver = edge_index[0], edge_index[1]
-    messages: torch.Tensor = module(node_feats[sender], edge_attrs, weight)
-    out = messages.new_zeros((node_feats.shape[0], messages.shape[1]))
-    return out.scatter_add(0, receiver.unsqueeze(1).expand_as(messages), messages)
-
-
-def _without_edges(kwargs: dict[str, Any], edge_index: torch.Tensor) -> dict[str, Any]:
-    named = {"x": "node_feats", "y": "edge_attrs"}
-    return {named.get(k, k): v for k, v in kwargs.items() if k != "edge_index"} | {
-        "edge_index": edge_index
-    }

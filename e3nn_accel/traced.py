@@ -20,18 +20,17 @@ from e3nn_accel.hookspecs import Call, Target
 from e3nn_accel.interception import suspended
 from e3nn_accel.ops import derivatives, opaque
 from e3nn_accel.plan import PlanContext
+from e3nn_accel.unfused import is_fused, unfused
 
 if TYPE_CHECKING:
     from e3nn_accel.dispatch import Dispatcher
 
 Result = TypeVar("Result")
-EXPORTING = "torch.export writes programs that must run without e3nn_accel"
+EXPORTING = "torch.export writes a program that must run without e3nn_accel"
 VERIFYING = "verify compares calls one by one, which a graph of torch.compile hasn't"
 
 
-def traced_call(
-    dispatcher: Dispatcher, target: Target, stock_forward: Any, unfused: Callable[..., Any]
-) -> Callable[..., Any]:
+def traced_call(dispatcher: Dispatcher, target: Target, stock_forward: Any) -> Callable[..., Any]:
     """What ``module(...)`` is for modules of one target while torch.compile traces it."""
     bind = target.bind
 
@@ -55,8 +54,8 @@ def traced_call(
                 return torch.ops.e3nn_accel.run.default(list(operands), name)[0]
         else:
             left_to_stock(module, bound, generation.current.name)
-        if len(args) == 4 or "edge_index" in kwargs:
-            return unfused(module, *args, **kwargs)
+        if is_fused(args, kwargs):
+            return unfused(module, args, kwargs)
         return torch.nn.Module.__call__(module, *args, **kwargs)
 
     def stock(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -89,11 +88,12 @@ def _plan_name(
 ) -> str:
     """The name of the plan that takes a traced call, or an empty string: stock e3nn."""
     config, _ = dispatcher.settings_of(module)
-    if config is None or suspended() or compat.exporting():
+    if config is None or suspended():
         return ""
     runner = dispatcher.runners.get(module) or dispatcher.runner_for(module, stock_forward)
     reason = (
-        program_transform()
+        (EXPORTING if compat.exporting() else "")
+        or program_transform()
         or own_behaviour(module, stock_forward)
         or runner.left
         or (VERIFYING if config.verify else "")
@@ -123,6 +123,8 @@ def _left_to_stock(
     if config is not None and not suspended():
         runner = dispatcher.runners.get(module) or dispatcher.runner_for(module, stock_forward)
         runner.count("", "e3nn", reason)
+        if config.strict and not own_behaviour(module, stock_forward) and not compat.exporting():
+            raise AccelError(f"{type(module).__name__} {runner.path} ran on stock e3nn", [reason])
     return True
 
 

@@ -29,9 +29,7 @@ def bind(
     ):
         # the ordinary case, cheap: a plan meets a wrong last dimension with an error, then stock with its own
         reason = mismatch(features, own)
-        return reason or Call(
-            "linear", (features, own, module._buffers.get("bias", own))
-        )
+        return reason or Call("linear", (features, own, module._buffers.get("bias", own)))
     external = weight is not None or bias is not None
     if weight is None:
         if module.weight_numel > 0 and not module.internal_weights:

@@ -29,7 +29,6 @@ def fusion_property(dispatcher: Dispatcher) -> property:
 
     A value that a block holds itself (a model converted to another accelerator) comes first.
     """
-
     fuses_while_traced = traced_fusion(dispatcher)
 
     def fusible(product: torch.nn.Module) -> bool:

@@ -194,7 +194,7 @@ def test_dynamic_sizes(subject: Subject) -> None:
     module, graphs = subject.build(), []
     e3nn_accel.enable(strict=True)
     compiled = torch.compile(module, backend=recording(graphs), fullgraph=True, dynamic=True)
-    for rows in (5, 8, 11):
+    for rows in (17, 23, 31):  # unlike any other size: torch.compile takes equal sizes for one
         inputs = subject.inputs(module, rows)
         same(compiled(*inputs), subject.stock(module, inputs), 1e-12)
     assert len(graphs) == 1
@@ -225,7 +225,7 @@ def operation_of(subject: Subject) -> tuple[str, tuple[torch.Tensor, ...]]:
     [outcome] = switch.active.dispatcher.runners[module].outcomes.values()
     context = PlanContext(torch.float64, torch.device("cpu"), switch.active.config)
     operands = tuple(
-        t.detach().requires_grad_(t.requires_grad and t.numel() > 0) for t in call.operands
+        t.detach().clone().requires_grad_(t.requires_grad and t.numel() > 0) for t in call.operands
     )
     return derivatives.name_of(outcome.plan, context), operands
 
@@ -306,7 +306,9 @@ def test_only_wanted_gradients() -> None:
     backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
     out = torch.compile(module, backend=backend, fullgraph=True)(x, y.detach())
     out.sum().backward()
-    assert [name[:15] for name in ours(graphs) if name.startswith("gradient")] == ["gradient 101 of"]
+    assert [name[:15] for name in ours(graphs) if name.startswith("gradient")] == [
+        "gradient 101 of"
+    ]
 
 
 def test_double_backward_is_torchs() -> None:
@@ -375,8 +377,8 @@ def test_disabling() -> None:
     inputs = SUBJECTS["linear"].inputs(module, 4)
     graphs: Graphs = []
     function = torch.compile(lambda x: 2 * module(x), backend=recording(graphs))
-    as_module = torch.compile(module, backend=recording(graphs))
     with e3nn_accel.enabled():
+        as_module = torch.compile(module, backend=recording(graphs))
         function(*inputs)
         as_module(*inputs)
         function(*inputs)
@@ -496,14 +498,15 @@ def test_pickles_and_copies() -> None:
     """Compiling leaves nothing of ours in a module."""
     module = SUBJECTS["biased linear"].build()
     fields = set(vars(module))
-    before = len(pickle.dumps(module))
     e3nn_accel.enable(strict=True)
-    torch.compile(module, backend="eager")(*SUBJECTS["biased linear"].inputs(module, 4))
+    inputs = SUBJECTS["biased linear"].inputs(module, 4)
+    torch.compile(lambda x: module(x), backend="eager")(*inputs)
+    assert usage(module) == {("linear", "torch"): 1}
     assert set(vars(module)) == fields
-    assert len(pickle.dumps(module)) == before
     file = io.BytesIO()
     torch.save(copy.deepcopy(module), file)
-    assert b"e3nn_accel" not in file.getvalue()
+    for saved in (file.getvalue(), pickle.dumps(module)):
+        assert b"e3nn_accel" not in saved
 
 
 def test_scripted_parts_are_never_met() -> None:

@@ -101,9 +101,7 @@ class Gradient:
         further = torch.is_grad_enabled()
         with torch.enable_grad():
             # each argument a tensor of its own: one passed twice has two gradients
-            inner = tuple(
-                _argument(t, w, further) for t, w in zip(inner, self.wanted, strict=True)
-            )
+            inner = tuple(_argument(t, w, further) for t, w in zip(inner, self.wanted, strict=True))
             results = self.of(inner)
         leaves = [t for t, w in zip(inner, self.wanted, strict=True) if w]
         used = [(r, g) for r, g in zip(results, above, strict=True) if r.requires_grad]
