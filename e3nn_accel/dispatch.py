@@ -154,7 +154,7 @@ class Dispatcher:
         operation: str = "",
     ) -> Any:
         """Stock e3nn, counted with its reason; a fused convolution is taken apart first."""
-        if is_fused(args, kwargs) and hasattr(module, "irreps_in1"):
+        if is_fused(module, args, kwargs):
             runner.count("convolution", "unfused", reason)
             return unfused(module, args, kwargs)
         runner.count(operation, "e3nn", reason)

@@ -54,7 +54,7 @@ def traced_call(dispatcher: Dispatcher, target: Target, stock_forward: Any) -> C
                 return torch.ops.e3nn_accel.run.default(list(operands), name)[0]
         else:
             left_to_stock(module, bound, generation.current.name)
-        if is_fused(args, kwargs):
+        if is_fused(module, args, kwargs):
             return unfused(module, args, kwargs)
         return torch.nn.Module.__call__(module, *args, **kwargs)
 

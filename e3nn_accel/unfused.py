@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 
-def is_fused(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def is_fused(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a product is called as ``conv_tp(node_feats, edge_attrs, weights, edge_index)``."""
-    return len(args) == 4 or kwargs.get("edge_index") is not None
+    edge_index = args[3] if len(args) == 4 else kwargs.get("edge_index")
+    return edge_index is not None and hasattr(module, "_in1_dim")
 
 
 def unfused(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

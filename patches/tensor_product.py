@@ -46,8 +46,11 @@ def bind(
         shapes = [x.shape[:-1], y.shape[:-1]] + (
             [] if module.shared_weights else [weight.shape[:-1]]
         )
-        if any(shape != shapes[0] for shape in shapes) and not _broadcast(shapes):
-            return "leading dimensions that don't broadcast"
+        if any(shape != shapes[0] for shape in shapes):
+            try:
+                torch.broadcast_shapes(*shapes)
+            except RuntimeError:
+                return "leading dimensions that don't broadcast"
         return Call("tensor_product", (x, y, weight))
     edges = edge_index.shape[-1]
     if x.dim() != 2 or y.dim() != 2 or edge_index.dim() != 2 or edge_index.dtype != torch.int64:
@@ -56,20 +59,6 @@ def bind(
     if y.shape[0] != edges or (per_row and tuple(weight.shape[:-1]) != (edges,)):
         return "edge attributes and weights need a row for each edge"
     return Call("convolution", (x, y, weight, edge_index))
-
-
-def _broadcast(shapes: list[torch.Size]) -> bool:
-    """Whether shapes go together; torch.broadcast_shapes makes torch.compile fix their sizes."""
-    longest = max(len(shape) for shape in shapes)
-    for n in range(1, longest + 1):
-        size = 1
-        for shape in shapes:
-            if len(shape) < n or shape[-n] == 1 or shape[-n] == size:
-                continue
-            if size != 1:
-                return False
-            size = shape[-n]
-    return True
 
 
 def bind_square(module: Any, x: torch.Tensor, weight: Any = None) -> Call | str:
