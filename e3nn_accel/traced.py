@@ -1,8 +1,9 @@
 """Calls that torch.compile traces: one opaque operation of ours in the graph, or stock e3nn's own ones.
 
-Dynamo traces `TracedCalls.call` like any function, with two exceptions: it runs `plan_name` and
-`fuses` for real, and takes their answers for constants. It guards on the identity of the module that
-they were asked about, and on `generation.current.name`, which changes with every switch.
+Dynamo traces the functions made here like any other, but runs those that say `run_while_tracing` for
+real and takes their answers for constants. They are told what must not change for that: which module
+it is (``id(module)``, on which Dynamo guards) and `generation.current.name`, which changes with
+every switch.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 EXPORTING = "torch.export writes a program that must run without e3nn_accel"
+UNTRACEABLE = "torch.compile can't trace how the plugin reads its arguments"
 VERIFYING = "verify compares calls one by one, which a graph of torch.compile hasn't"
 
 
@@ -36,30 +38,31 @@ def traced_call(dispatcher: Dispatcher, target: Target, stock_forward: Any) -> C
 
     @compat.run_while_tracing
     def plan_name(
-        module: torch.nn.Module, operation: str, dtype: Any, device: Any, generation: str
+        module: torch.nn.Module, operation: str, dtype: Any, device: Any, *unchanged: Any
     ) -> str:
         return _plan_name(dispatcher, module, stock_forward, operation, dtype, device)
 
     @compat.run_while_tracing
-    def left_to_stock(module: torch.nn.Module, reason: str, generation: str) -> bool:
+    def left_to_stock(module: torch.nn.Module, reason: str, *unchanged: Any) -> bool:
         return _left_to_stock(dispatcher, module, stock_forward, reason)
 
     def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        unchanged = id(module), generation.current.name
         bound = bind(module, *args, **kwargs)
         if isinstance(bound, Call):
             operation, operands = bound
             x = operands[0]
-            name = plan_name(module, operation, x.dtype, x.device, generation.current.name)
+            name = plan_name(module, operation, x.dtype, x.device, *unchanged)
             if name != "":
                 return torch.ops.e3nn_accel.run.default(list(operands), name)[0]
         else:
-            left_to_stock(module, bound, generation.current.name)
+            left_to_stock(module, bound, *unchanged)
         if is_fused(module, args, kwargs):
             return unfused(module, args, kwargs)
         return torch.nn.Module.__call__(module, *args, **kwargs)
 
     def stock(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        left_to_stock(module, "its plugin can't be traced", generation.current.name)
+        left_to_stock(module, UNTRACEABLE, id(module), generation.current.name)
         return torch.nn.Module.__call__(module, *args, **kwargs)
 
     return call if target.traceable else stock
@@ -69,11 +72,11 @@ def traced_fusion(dispatcher: Dispatcher) -> Callable[[torch.nn.Module], bool]:
     """Whether a block hands its gather and scatter to its product, while torch.compile traces it."""
 
     @compat.run_while_tracing
-    def fuses(product: torch.nn.Module, generation: str) -> bool:
+    def fuses(product: torch.nn.Module, *unchanged: Any) -> bool:
         return _fuses(dispatcher, product)
 
     def ask(product: torch.nn.Module) -> bool:
-        return fuses(product, generation.current.name)
+        return fuses(product, id(product), generation.current.name)
 
     return ask
 
