@@ -52,7 +52,7 @@ def run_while_tracing(function: Function) -> Function:
     """Mark a function that torch.compile runs, rather than traces, and whose result it takes for constant.
 
     What `torch.compiler.assume_constant_result` does, without its import of torch._dynamo (seconds)
-    in programs that never compile. Modules among the arguments are guarded on by identity.
+    in programs that never compile. Its arguments must be constants, modules are none before torch 2.13.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -1,13 +1,13 @@
 """Calls that torch.compile traces: one opaque operation of ours in the graph, or stock e3nn's own ones.
 
 Dynamo traces the functions made here like any other, but runs those that say `run_while_tracing` for
-real and takes their answers for constants. They are told what must not change for that: which module
-it is (``id(module)``, on which Dynamo guards) and `generation.current.name`, which changes with
-every switch.
+real and takes their answers for constants. They are given constants: which module it is (by its id,
+on which Dynamo guards) and `generation.current.name`, which changes with every switch.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +19,7 @@ from e3nn_accel.errors import AccelError
 from e3nn_accel.guard import own_behaviour, program_transform
 from e3nn_accel.hookspecs import Call, Target
 from e3nn_accel.interception import suspended
+from e3nn_accel.living import living_module
 from e3nn_accel.ops import derivatives, opaque
 from e3nn_accel.plan import PlanContext
 from e3nn_accel.unfused import is_fused, unfused
@@ -26,6 +27,7 @@ from e3nn_accel.unfused import is_fused, unfused
 if TYPE_CHECKING:
     from e3nn_accel.dispatch import Dispatcher
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 EXPORTING = "torch.export writes a program that must run without e3nn_accel"
 UNTRACEABLE = "torch.compile can't trace how the plugin reads its arguments"
@@ -37,32 +39,34 @@ def traced_call(dispatcher: Dispatcher, target: Target, stock_forward: Any) -> C
     bind = target.bind
 
     @compat.run_while_tracing
-    def plan_name(
-        module: torch.nn.Module, operation: str, dtype: Any, device: Any, *unchanged: Any
-    ) -> str:
+    def plan_name(identity: int, generation: str, operation: str, dtype: Any, device: Any) -> str:
+        module = _living(identity)
+        if module is None:
+            return ""
         return _plan_name(dispatcher, module, stock_forward, operation, dtype, device)
 
     @compat.run_while_tracing
-    def left_to_stock(module: torch.nn.Module, reason: str, *unchanged: Any) -> bool:
-        return _left_to_stock(dispatcher, module, stock_forward, reason)
+    def left_to_stock(identity: int, generation: str, reason: str) -> bool:
+        module = _living(identity)
+        return module is None or _left_to_stock(dispatcher, module, stock_forward, reason)
 
     def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        unchanged = id(module), generation.current.name
+        identity, now = id(module), generation.current.name
         bound = bind(module, *args, **kwargs)
         if isinstance(bound, Call):
             operation, operands = bound
             x = operands[0]
-            name = plan_name(module, operation, x.dtype, x.device, *unchanged)
+            name = plan_name(identity, now, operation, x.dtype, x.device)
             if name != "":
                 return torch.ops.e3nn_accel.run.default(list(operands), name)[0]
         else:
-            left_to_stock(module, bound, *unchanged)
+            left_to_stock(identity, now, bound)
         if is_fused(module, args, kwargs):
             return unfused(module, args, kwargs)
         return torch.nn.Module.__call__(module, *args, **kwargs)
 
     def stock(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        left_to_stock(module, UNTRACEABLE, id(module), generation.current.name)
+        left_to_stock(id(module), generation.current.name, UNTRACEABLE)
         return torch.nn.Module.__call__(module, *args, **kwargs)
 
     return call if target.traceable else stock
@@ -72,13 +76,23 @@ def traced_fusion(dispatcher: Dispatcher) -> Callable[[torch.nn.Module], bool]:
     """Whether a block hands its gather and scatter to its product, while torch.compile traces it."""
 
     @compat.run_while_tracing
-    def fuses(product: torch.nn.Module, *unchanged: Any) -> bool:
-        return _fuses(dispatcher, product)
+    def fuses(identity: int, generation: str) -> bool:
+        product = _living(identity)
+        return product is not None and _fuses(dispatcher, product)
 
     def ask(product: torch.nn.Module) -> bool:
-        return fuses(product, id(product), generation.current.name)
+        return fuses(id(product), generation.current.name)
 
     return ask
+
+
+def _living(identity: int) -> torch.nn.Module | None:
+    try:
+        module: torch.nn.Module = living_module(identity)
+    except LookupError:
+        log.info("a module that torch.compile traces can't be found", exc_info=True)
+        return None
+    return module
 
 
 def _plan_name(

@@ -9,6 +9,7 @@ import torch
 from e3nn_accel.compat import run_while_tracing
 from e3nn_accel.descriptor import Descriptor, LinearDescriptor, LinearPath, dim_of, irreps_of
 from e3nn_accel.hookspecs import Call, Target, hookimpl
+from e3nn_accel.living import living_module
 from e3nn_accel.patches.arguments import mismatch, wrong_last_dimension
 
 
@@ -40,17 +41,27 @@ def bind(
             return "no biases given"
         bias = module.bias
     operands = (features, weight, bias)
-    used = [features] + [weight] * (module.weight_numel > 0) + [bias] * (module.bias_numel > 0)
+    used = [features]
+    if module.weight_numel > 0:
+        used.append(weight)
+    if module.bias_numel > 0:
+        used.append(bias)
     reason = mismatch(*used) or wrong_last_dimension("the input", features, _dim_in(module))
     if not reason and (external or not module.internal_weights or module.weight.dim() > 1):
         reason = _wrong_weights(module, features, weight, bias)
     return reason or Call("linear", operands)
 
 
-@run_while_tracing
 def _dim_in(module: Any) -> int:
     """torch.compile can't look into e3nn's Irreps, which refuse to say their length."""
+    if torch.compiler.is_compiling():
+        return _dim_while_traced(id(module))
     return int(module.irreps_in.dim)
+
+
+@run_while_tracing
+def _dim_while_traced(identity: int) -> int:
+    return int(living_module(identity).irreps_in.dim)
 
 
 def _wrong_weights(

@@ -9,6 +9,7 @@ import torch
 from e3nn_accel import compat
 from e3nn_accel.descriptor import ContractionDescriptor, ContractionOutput, Coupling, Descriptor
 from e3nn_accel.hookspecs import Call, Target, hookimpl
+from e3nn_accel.living import living_module
 from e3nn_accel.patches.arguments import mismatch
 
 CLASS = "mace.modules.symmetric_contraction:SymmetricContraction"
@@ -39,10 +40,16 @@ def bind(module: Any, x: Any, y: Any) -> Call | str:
     return Call("contraction", (x, y, *weights))
 
 
-@compat.run_while_tracing
 def _components(module: Any) -> int:
-    """torch.compile can't look into e3nn's Irreps."""
+    """Of a node's features; torch.compile can't look into e3nn's Irreps."""
+    if torch.compiler.is_compiling():
+        return _components_while_traced(id(module))
     return int(module.contractions[0].coupling_irreps.dim)
+
+
+@compat.run_while_tracing
+def _components_while_traced(identity: int) -> int:
+    return int(living_module(identity).contractions[0].coupling_irreps.dim)
 
 
 def _is_empty(weight: torch.Tensor) -> bool:
