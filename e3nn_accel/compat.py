@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.utils.checkpoint
@@ -14,6 +16,8 @@ StopRecomputation: type[Exception] = getattr(
     torch.utils.checkpoint, "_StopRecomputationError", type("StopRecomputation", (Exception,), {})
 )
 """How torch.utils.checkpoint ends a recomputation early, from within an operation: no failure."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def version_of(distribution: str) -> str | None:
@@ -45,9 +49,44 @@ def symbolically_tracing() -> bool:
     return bool(tracing())
 
 
-def compiling() -> bool:
-    """Whether torch.compile or torch.export is tracing."""
-    return bool(torch.compiler.is_compiling())
+def run_while_tracing(function: Function) -> Function:
+    """Mark a function that torch.compile runs, rather than traces, and whose result it takes for constant.
+
+    What `torch.compiler.assume_constant_result` does, without its import of torch._dynamo (seconds)
+    in programs that never compile. Its arguments must be constants, modules are none before torch 2.13.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def exporting() -> bool:
+    """Whether torch.export is tracing; to be asked from functions that torch.compile doesn't trace."""
+    if hasattr(torch.compiler, "is_exporting"):
+        return bool(torch.compiler.is_exporting())
+    dynamo: Any = sys.modules.get("torch._dynamo.symbolic_convert")  # before torch 2.7
+    translator = dynamo and dynamo.InstructionTranslator.current_tx()
+    return torch.compiler._is_compiling_flag or bool(translator and translator.export)
+
+
+def opaque_operation_tags() -> tuple[torch.Tag, ...]:
+    """Tags of an operation that torch.compile need not look into, and can't capture in a CUDA graph.
+
+    Plans may wait for the device (is ``node_attrs`` one-hot?). Before torch had the second tag,
+    ``mode="reduce-overhead"`` on a GPU would meet that only when it captures.
+    """
+    names = ("pt2_compliant_tag", "cudagraph_unsafe")
+    return tuple(getattr(torch.Tag, name) for name in names if hasattr(torch.Tag, name))
+
+
+@contextlib.contextmanager
+def autograd_within_operations() -> Iterator[None]:
+    """Let autograd record within the kernel of a custom operation, below which torch switches it off."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for name in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, name))
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded):
+        yield
 
 
 def global_module_hooks() -> bool:
@@ -127,8 +166,11 @@ def gradient_wanted(ctx: Any, index: int) -> bool:
     It refuses to say so of a leaf that ``autograd.grad`` captures, by an exception that costs more than
     a small kernel: such a leaf is wanted, and from then on taken for wanted.
     """
-    if not ctx.needs_input_grad[index]:
-        return False
+    return bool(ctx.needs_input_grad[index]) and engine_wants(ctx, index)
+
+
+def engine_wants(ctx: Any, index: int) -> bool:
+    """Whether the engine will go on from input ``index``, a tensor, in this backward pass."""
     function = ctx.next_functions[index][0]
     if function is None:
         return False

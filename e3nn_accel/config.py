@@ -100,7 +100,7 @@ class Config:
     Attributes:
         enabled: Intercept every supported module of the process.
         strict: Raise `AccelError` with every reason where no plan can be made. Modules with hooks or a
-            forward of their own, and calls under tracing or compilation, stay with stock e3nn.
+            forward of their own, and calls that torch.jit, torch.fx or torch.export trace, stay with stock e3nn.
         verify: Run stock e3nn beside every accelerated call and compare the two.
         backend: "auto", or the name of the one backend that may plan.
         log: Level for the logger ``e3nn_accel``, or None to leave logging alone.

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from e3nn_accel import compat, selfcheck
+from e3nn_accel import compat, generation, selfcheck
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.errors import AccelError, FallbackWarning
@@ -22,6 +22,8 @@ from e3nn_accel.interception import stock_call, suspended
 from e3nn_accel.plan import PlanContext, Refusal
 from e3nn_accel.registry import Registry
 from e3nn_accel.runner import Outcome, Runner
+from e3nn_accel.traced import traced_call
+from e3nn_accel.unfused import is_fused, unfused
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +47,13 @@ class Dispatcher:
         """The ``__call__`` to put on ``cls``, the class of ``target``."""
         stock_forward = compat.original_forward(cls)
         self.targets[cls] = (target, stock_forward)
+        while_compiled = traced_call(self, target, stock_forward)
 
         def __call__(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():  # first, and alone: torch.compile traces this line
-                return torch.nn.Module.__call__(module, *args, **kwargs)
+            if torch.compiler.is_compiling():  # first: torch.compile traces this
+                if torch.compiler.is_dynamo_compiling():
+                    return while_compiled(module, *args, **kwargs)
+                return torch.nn.Module.__call__(module, *args, **kwargs)  # torch.export
             runner = self.runners.get(module) or self.runner_for(module, stock_forward)
             if runner.config is None or suspended():
                 return stock_call(module, args, kwargs)
@@ -149,10 +154,9 @@ class Dispatcher:
         operation: str = "",
     ) -> Any:
         """Stock e3nn, counted with its reason; a fused convolution is taken apart first."""
-        edge_index = args[3] if len(args) == 4 else kwargs.get("edge_index")
-        if edge_index is not None and hasattr(module, "irreps_in1"):
+        if is_fused(module, args, kwargs):
             runner.count("convolution", "unfused", reason)
-            return unfused(module, *args[:3], **_without_edges(kwargs, edge_index))
+            return unfused(module, args, kwargs)
         runner.count(operation, "e3nn", reason)
         return stock_call(module, args, kwargs)
 
@@ -219,6 +223,7 @@ class Dispatcher:
         assert outcome.plan is not None
         backend, outcome.plan = outcome.plan.backend, None
         outcome.refusals.append(Refusal(backend, reason))
+        generation.advance()
         if warn:
             warnings.warn(
                 f"e3nn_accel gives up a plan of backend {backend}: {outcome.descriptor}: {reason}",
@@ -244,7 +249,7 @@ class Dispatcher:
 
     def fusible(self, module: torch.nn.Module) -> bool:
         """Whether a block should hand its gather and scatter to this product."""
-        if torch.compiler.is_compiling() or suspended() or program_transform():
+        if suspended() or program_transform():
             return False
         found = self.target_of(module)
         if found is None:
@@ -287,25 +292,3 @@ class Dispatcher:
             if outcome.plan is None
             else (outcome.plan.backend, outcome.plan.strategy)
         )
-
-
-def unfused(
-    module: torch.nn.Module,
-    node_feats: torch.Tensor,
-    edge_attrs: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    *,
-    edge_index: torch.Tensor,
-) -> torch.Tensor:
-    """Gather, product and scatter one after the other, as an interaction block does itself."""
-    sender, receiver = edge_index[0], edge_index[1]
-    messages: torch.Tensor = module(node_feats[sender], edge_attrs, weight)
-    out = messages.new_zeros((node_feats.shape[0], messages.shape[1]))
-    return out.scatter_add(0, receiver.unsqueeze(1).expand_as(messages), messages)
-
-
-def _without_edges(kwargs: dict[str, Any], edge_index: torch.Tensor) -> dict[str, Any]:
-    named = {"x": "node_feats", "y": "edge_attrs"}
-    return {named.get(k, k): v for k, v in kwargs.items() if k != "edge_index"} | {
-        "edge_index": edge_index
-    }

@@ -44,6 +44,7 @@ class Target:
             (stock e3nn then takes the call and raises its own errors). An exception means the same.
         operation: What a plain call of the class is; ``explain`` plans it before there was a call.
         distribution: The distribution that ships the class.
+        traceable: Whether torch.compile can trace `bind`; where it can't, compiled code has stock e3nn.
         versions: The versions this was written for, as a PEP 440 specifier; others are reported by
             ``doctor``, not refused: the self-check decides.
     """
@@ -53,6 +54,7 @@ class Target:
     operation: str
     distribution: str = "e3nn"
     versions: str = ">=0.4.4,<0.7"
+    traceable: bool = False
 
 
 @dataclass(frozen=True)

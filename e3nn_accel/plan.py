@@ -14,6 +14,10 @@ from e3nn_accel.descriptor import Descriptor
 if TYPE_CHECKING:
     from e3nn_accel.compile import KernelProgram
 
+Gradients = Callable[
+    [torch.Tensor, tuple[torch.Tensor, ...], tuple[bool, ...]], tuple[torch.Tensor, ...]
+]
+
 
 @dataclass(frozen=True)
 class PlanContext:
@@ -45,6 +49,9 @@ class Plan:
             linear (x, weight, bias); tensor product (x, y, weight);
             convolution (node_feats, edge_attrs, weight, edge_index);
             contraction (x, node_attrs, W_1, .., W_corr of the first output, W_1, .. of the second, ..).
+        gradients: Takes (gradient of the result, operands, which of them are wanted) and returns the
+            wanted gradients in order, differentiable like `run`; without it they are found by
+            running forward again.
         programs: The CUDA programs that `run` launches; known without a device, compiled by the first run.
     """
 
@@ -53,6 +60,7 @@ class Plan:
     strategy: str
     run: Callable[..., torch.Tensor] = field(compare=False, repr=False)
     programs: tuple[KernelProgram, ...] = field(default=(), compare=False, repr=False)
+    gradients: Gradients | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

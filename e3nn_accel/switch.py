@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
+from e3nn_accel import generation
 from e3nn_accel._start._e3nn_accel_boot import when_imported, withdraw
 from e3nn_accel.config import Config
 from e3nn_accel.errors import AccelError, E3nnAccelWarning, FallbackWarning
@@ -74,6 +75,7 @@ def disable() -> None:
     with _lock:
         active.config = None
         active.models.clear()
+        generation.advance()
         _remove()
     withdraw()  # what the variable E3NN_ACCEL has set up, if e3nn isn't imported yet
 
@@ -118,6 +120,7 @@ def accelerate(model: Model, **options: Any) -> Model:
             active.models[module] = (config, path)
             if active.dispatcher is not None:
                 active.dispatcher.runners.pop(module, None)
+        generation.advance()
     _install_or_warn(config)
     interception = active.interception
     if interception is None:  # warned already
@@ -133,6 +136,7 @@ def accelerate(model: Model, **options: Any) -> Model:
 def _switch(config: Config | None) -> None:
     with _lock:
         active.config = config
+        generation.advance()
         if config is not None:
             _set_log_level(config)
             _report_at_exit(config)
@@ -237,7 +241,7 @@ def _fuse_blocks(block: type) -> None:
     assert active.interception is not None
     if mace.NAME in block.__dict__:
         return
-    active.interception.set(block, mace.NAME, mace.fusion_property(active.dispatcher.fusible))
+    active.interception.set(block, mace.NAME, mace.fusion_property(active.dispatcher))
     unused = [*getattr(block, mace.UNUSED, []), mace.NAME]
     active.interception.set(block, mace.UNUSED, unused)
 

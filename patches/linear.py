@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from e3nn_accel.compat import run_while_tracing
 from e3nn_accel.descriptor import Descriptor, LinearDescriptor, LinearPath, dim_of, irreps_of
 from e3nn_accel.hookspecs import Call, Target, hookimpl
+from e3nn_accel.living import living_module
 from e3nn_accel.patches.arguments import mismatch, wrong_last_dimension
 
 
@@ -18,7 +20,7 @@ def bind(
     bias: torch.Tensor | None = None,
 ) -> Call | str:
     """The operands of ``Linear.forward``, or why stock e3nn takes the call."""
-    own = module.__dict__["_parameters"].get("weight")
+    own = module._parameters.get("weight")
     if (
         weight is None
         and bias is None
@@ -28,9 +30,7 @@ def bind(
     ):
         # the ordinary case, cheap: a plan meets a wrong last dimension with an error, then stock with its own
         reason = mismatch(features, own)
-        return reason or Call(
-            "linear", (features, own, module.__dict__["_buffers"].get("bias", own))
-        )
+        return reason or Call("linear", (features, own, module._buffers.get("bias", own)))
     external = weight is not None or bias is not None
     if weight is None:
         if module.weight_numel > 0 and not module.internal_weights:
@@ -41,11 +41,27 @@ def bind(
             return "no biases given"
         bias = module.bias
     operands = (features, weight, bias)
-    used = [features] + [weight] * (module.weight_numel > 0) + [bias] * (module.bias_numel > 0)
-    reason = mismatch(*used) or wrong_last_dimension("the input", features, module.irreps_in.dim)
+    used = [features]
+    if module.weight_numel > 0:
+        used.append(weight)
+    if module.bias_numel > 0:
+        used.append(bias)
+    reason = mismatch(*used) or wrong_last_dimension("the input", features, _dim_in(module))
     if not reason and (external or not module.internal_weights or module.weight.dim() > 1):
         reason = _wrong_weights(module, features, weight, bias)
     return reason or Call("linear", operands)
+
+
+def _dim_in(module: Any) -> int:
+    """torch.compile can't look into e3nn's Irreps, which refuse to say their length."""
+    if torch.compiler.is_compiling():
+        return _dim_while_traced(id(module))
+    return int(module.irreps_in.dim)
+
+
+@run_while_tracing
+def _dim_while_traced(identity: int) -> int:
+    return int(living_module(identity).irreps_in.dim)
 
 
 def _wrong_weights(
@@ -58,7 +74,7 @@ def _wrong_weights(
         else torch.Size()
     )
     if columns and (features.dim() < 2 or features.shape[-2] != columns[0]):
-        return f"the input has shape {tuple(features.shape)}, wanted (..., {columns[0]}, {module.irreps_in.dim})"
+        return f"the input has shape {tuple(features.shape)}, wanted (..., {columns[0]}, {_dim_in(module)})"
     rows = features.shape[: features.dim() - 1 - (len(columns) > 0)].numel()
     if module.weight_numel > 0:
         per_row = columns.numel() * module.weight_numel
@@ -73,7 +89,7 @@ def _wrong_weights(
 @hookimpl
 def e3nn_accel_targets() -> list[Target]:
     """Linear alone; subclasses with a forward of their own stay stock."""
-    return [Target("e3nn.o3:Linear", bind, "linear")]
+    return [Target("e3nn.o3:Linear", bind, "linear", traceable=True)]
 
 
 @hookimpl

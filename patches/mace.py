@@ -8,10 +8,15 @@ TorchScript compiles what it always did.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from e3nn_accel import compat
+from e3nn_accel.traced import traced_fusion
+
+if TYPE_CHECKING:
+    from e3nn_accel.dispatch import Dispatcher
 
 NAME = "conv_fusion"
 UNUSED = "__jit_unused_properties__"
@@ -19,11 +24,18 @@ MODULE = "mace.modules.blocks"
 CLASS = "InteractionBlock"
 
 
-def fusion_property(fusible: Callable[[torch.nn.Module], bool]) -> property:
+def fusion_property(dispatcher: Dispatcher) -> property:
     """The property to put on ``InteractionBlock`` while enabled.
 
     A value that a block holds itself (a model converted to another accelerator) comes first.
     """
+    fuses_while_traced = traced_fusion(dispatcher)
+
+    def fusible(product: torch.nn.Module) -> bool:
+        if torch.compiler.is_dynamo_compiling():
+            return fuses_while_traced(product)
+        # torch.compile's guards ask, too, untraced: the answer must be the same at every call
+        return not compat.exporting() and dispatcher.fusible(product)
 
     def get(block: Any) -> Any:
         if NAME in block.__dict__:

@@ -9,6 +9,7 @@ import torch
 from e3nn_accel import compat
 from e3nn_accel.descriptor import ContractionDescriptor, ContractionOutput, Coupling, Descriptor
 from e3nn_accel.hookspecs import Call, Target, hookimpl
+from e3nn_accel.living import living_module
 from e3nn_accel.patches.arguments import mismatch
 
 CLASS = "mace.modules.symmetric_contraction:SymmetricContraction"
@@ -33,10 +34,22 @@ def bind(module: Any, x: Any, y: Any) -> Call | str:
     if x.dim() != 3 or y.dim() != 2 or x.shape[0] != y.shape[0]:
         return f"x of shape {tuple(x.shape)} and node_attrs of shape {tuple(y.shape)}, wanted [nodes, ..] of both"
     channels, species = weights[0].shape[2], weights[0].shape[0]
-    components = module.contractions[0].coupling_irreps.dim
+    components = _components(module)
     if x.shape[1:] != (channels, components) or y.shape[1] != species:
         return f"x of shape {tuple(x.shape)}, node_attrs of shape {tuple(y.shape)}"
     return Call("contraction", (x, y, *weights))
+
+
+def _components(module: Any) -> int:
+    """Of a node's features; torch.compile can't look into e3nn's Irreps."""
+    if torch.compiler.is_compiling():
+        return _components_while_traced(id(module))
+    return int(module.contractions[0].coupling_irreps.dim)
+
+
+@compat.run_while_tracing
+def _components_while_traced(identity: int) -> int:
+    return int(living_module(identity).contractions[0].coupling_irreps.dim)
 
 
 def _is_empty(weight: torch.Tensor) -> bool:
@@ -47,7 +60,7 @@ def _is_empty(weight: torch.Tensor) -> bool:
 @hookimpl
 def e3nn_accel_targets() -> list[Target]:
     """MACE's SymmetricContraction; its Contraction children are only ever called by it."""
-    return [Target(CLASS, bind, "contraction", "mace-torch", ">=0.3.6,<0.4")]
+    return [Target(CLASS, bind, "contraction", "mace-torch", ">=0.3.6,<0.4", traceable=True)]
 
 
 @hookimpl

@@ -75,8 +75,9 @@ def e3nn_accel_targets() -> list[Target]:
         "ElementwiseTensorProduct",
         "FullTensorProduct",
     )
-    targets = [Target(f"e3nn.o3:{name}", bind, "tensor_product") for name in names]
-    return [*targets, Target("e3nn.o3:TensorSquare", bind_square, "tensor_product")]
+    targets = [Target(f"e3nn.o3:{name}", bind, "tensor_product", traceable=True) for name in names]
+    square = Target("e3nn.o3:TensorSquare", bind_square, "tensor_product", traceable=True)
+    return [*targets, square]
 
 
 @hookimpl

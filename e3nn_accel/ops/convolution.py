@@ -78,6 +78,23 @@ def convolution(
     return out
 
 
+def convolution_gradients(
+    g: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    w: torch.Tensor,
+    graph: Neighbours,
+    kernels: ConvolutionKernels,
+    wanted: tuple[bool, bool, bool],
+) -> Optional4:
+    """(dx, dy, dw) without computing F first, None where not wanted; differentiable to any order."""
+    if not torch.is_grad_enabled():
+        g, x, y, w = _contiguous(g, x, y, w)
+        return kernels.backward(g, x, y, w, graph, wanted)
+    found: Optional4 = _Backward.apply(g, x, y, w, graph, kernels, wanted)  # type: ignore[no-untyped-call]
+    return found
+
+
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -92,10 +109,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, y, w = ctx.saved_tensors
         wanted = (gradient_wanted(ctx, 0), gradient_wanted(ctx, 1), gradient_wanted(ctx, 2))
-        if torch.is_grad_enabled():
-            found = _Backward.apply(grads[0], x, y, w, ctx.graph, ctx.kernels, wanted)  # type: ignore[no-untyped-call]
-        else:
-            found = ctx.kernels.backward(*_contiguous(grads[0], x, y, w), ctx.graph, wanted)
+        found = convolution_gradients(grads[0], x, y, w, ctx.graph, ctx.kernels, wanted)
         return (*found, None, None)
 
 

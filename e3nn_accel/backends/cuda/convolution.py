@@ -7,7 +7,7 @@ import torch
 from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution
 from e3nn_accel.descriptor import ConvolutionDescriptor
 from e3nn_accel.groupings import neighbours_of
-from e3nn_accel.ops.convolution import convolution
+from e3nn_accel.ops.convolution import convolution, convolution_gradients
 from e3nn_accel.plan import Plan, PlanContext
 
 
@@ -34,8 +34,17 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     ) -> torch.Tensor:
         return convolution(x, y, w, neighbours_of(edge_index, x.shape[0]), kernels)
 
+    def gradients(
+        g: torch.Tensor, operands: tuple[torch.Tensor, ...], wanted: tuple[bool, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        x, y, w, edge_index = operands
+        of_tensors = (wanted[0], wanted[1], wanted[2])
+        graph = neighbours_of(edge_index, x.shape[0])
+        found = convolution_gradients(g, x, y, w, graph, kernels, of_tensors)
+        return tuple(t for t in found if t is not None)
+
     count = len(kernels.groups)
     strategy = f"fused kernel, {sum(len(g.terms) for g in kernels.groups)} paths" + (
         f" in {count} parts" if count > 1 else ""
     )
-    return Plan("cuda", descriptor, strategy, run, tuple(kernels.programs()))
+    return Plan("cuda", descriptor, strategy, run, tuple(kernels.programs()), gradients)
