@@ -19,7 +19,10 @@ from host_launch import HostError
 from e3nn_accel.backends.cuda import convolution_kernels
 from e3nn_accel.compile import KernelProgram
 
-pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.usefixtures("eager_e3nn", "float64"),
+]
 
 BARRIER = "__syncthreads();"
 FILES = {"convolution.cu": 0, "convolution_staged.cu": 90}

@@ -11,7 +11,10 @@ from graphs import random_edges
 from e3nn_accel.backends.cuda import convolution_kernels
 from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution, Variant
 
-pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host", "hopper")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host", "hopper"),
+]
 
 SH = "0e+1o+2e+3o"
 CASES = {

@@ -14,7 +14,10 @@ from e3nn_accel.descriptor import TensorProductDescriptor
 from e3nn_accel.patches.tensor_product import e3nn_accel_describe
 from e3nn_accel.plan import PlanContext, Refusal
 
-pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host"),
+]
 
 UVU = tuple(
     (i, j, ir, "uvu", True, 0)
