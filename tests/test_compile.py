@@ -155,7 +155,7 @@ def test_graph_breaks_are_stocks() -> None:
 
     stock = graphs()
     assert stock == (1, 0)
-    e3nn_accel.enable()
+    e3nn_accel.enable(backend="torch")
     assert graphs() == stock
     net(x)
     assert_ran_on_torch(net[0], "linear", 2)  # traced once, called once
