@@ -12,6 +12,7 @@ import torch
 
 from e3nn_accel import switch
 from e3nn_accel.cli import CommandError
+from e3nn_accel.cli.machine import this_machine
 from e3nn_accel.cli.peers import PEERS
 from e3nn_accel.cli.product_timing import MODES, Result, Timing, modes_of, time_ways
 from e3nn_accel.cli.products import PRODUCTS, Product, Work, work
@@ -33,16 +34,25 @@ def run(args: argparse.Namespace) -> int:
     peers = PEERS if args.peers else {}
     found: dict[tuple[str, str], Result] = {}
     was_enabled = switch.is_enabled()
+    machine = this_machine()
+    if not args.json:
+        show(f"tensor products of {args.edges} edges, random operands: {machine.heading}")
+        show("median ms [quartiles] of a call / the device's own time")
     with progress("timing", args.json) as step:
         try:
             for product in chosen:
                 for dtype in args.dtype or DTYPES:
                     step(f"{product.name} {dtype}")
-                    found[product.name, dtype] = _result(product, dtype, device, peers, args)
+                    result = _result(product, dtype, device, peers, args)
+                    found[product.name, dtype] = result
+                    if not args.json:  # each as soon as it is there: all of them take minutes
+                        _show(f"{product.name}, {dtype}", result)
         finally:
             if not was_enabled:
                 switch.disable()
-    _report(args, found)
+    if args.json:
+        cases = [{"name": n, "dtype": d, **asdict(r)} for (n, d), r in found.items()]
+        show_json({"edges": args.edges, "machine": asdict(machine), "cases": cases})
     return 0
 
 
@@ -90,36 +100,13 @@ def _grouping_time(here: Work, rounds: int) -> Spread:
     return time_ways({"grouping": fresh}, rounds)["grouping"].seconds
 
 
-def _report(args: argparse.Namespace, found: dict[tuple[str, str], Result]) -> None:
-    from e3nn_accel.cli.machine import this_machine
-
-    machine = this_machine()
-    if args.json:
-        cases = [{"name": n, "dtype": d, **asdict(r)} for (n, d), r in found.items()]
-        show_json({"edges": args.edges, "machine": asdict(machine), "cases": cases})
-        return
-    rows = [
-        (
-            name if way == STOCK else "",
-            dtype if way == STOCK else "",
-            way,
-            *map(_cell, modes.values()),
-        )
-        for (name, dtype), result in found.items()
-        for way, modes in result.timings.items()
-    ]
-    show(f"tensor products of {args.edges} edges, random operands: {machine.heading}")
-    show("median ms [quartiles] of a call; behind it the device's own time")
-    show("", Table(("", "dtype", "", *MODES), rows))
-    for (name, dtype), result in found.items():
-        if result.grouping is not None and dtype == (args.dtype or DTYPES)[0]:
-            show(f"{name}: grouping the edges, once a graph: {milliseconds(result.grouping)} ms")
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for (name, dtype), result in found.items():
-        for refusal in result.refused.items():
-            reasons.setdefault(refusal, []).append(f"{name} {dtype}")
-    for (way, reason), names in reasons.items():
-        show(f"no {way} ({reason}): {', '.join(names)}")
+def _show(title: str, result: Result) -> None:
+    rows = [(way, *map(_cell, modes.values())) for way, modes in result.timings.items()]
+    show("", Table(("", *MODES), rows, title))
+    if result.grouping is not None:
+        show(f"grouping the edges, once a graph: {milliseconds(result.grouping)} ms")
+    for way, reason in result.refused.items():
+        show(f"no {way}: {reason}")
 
 
 def _cell(timing: Timing) -> str:
