@@ -94,6 +94,29 @@ class Neighbours:
     first_of_sender: torch.Tensor
 
 
+@dataclass(frozen=True)
+class SpeciesOrder:
+    """Rows in classes of their species, for kernels; built on the device without waiting for it.
+
+    Attributes:
+        order: [rows], rows in the order of their classes, stable; int32 as in `Neighbours`.
+        first: [species + 2], where each class starts in it: one for each species, of the rows whose
+            single non-zero is in its column, and one last of rows with any other number of non-zeros.
+    """
+
+    order: torch.Tensor
+    first: torch.Tensor
+
+
+def species_order_of(attrs: torch.Tensor) -> SpeciesOrder:
+    """Sort rows [rows, species] by the column of their single non-zero."""
+    if attrs.is_cuda and torch.cuda.is_current_stream_capturing():
+        # What is found now holds for the capture; each replay has to find it anew.
+        with torch.no_grad():
+            return _find_species_order(attrs)
+    return _shared(attrs, "species order", _find_species_order)
+
+
 def species_of(attrs: torch.Tensor) -> Species | None:
     """Group rows [.., species] by their single non-zero; None where a row has another number of them."""
     return _shared(attrs, "species", _find_species)
@@ -154,6 +177,16 @@ def _find_species(attrs: torch.Tensor) -> Species | None:
     return Species(
         order, inverse, is_sorted, None if ones else values[order], columns, tuple(bounds)
     )
+
+
+def _find_species_order(attrs: torch.Tensor) -> SpeciesOrder:
+    species = attrs.shape[-1]
+    attrs = attrs.reshape(-1, species)
+    single = torch.count_nonzero(attrs, 1) == 1
+    kinds = torch.where(single, attrs.abs().argmax(1), species)
+    ordered, order = torch.sort(kinds, stable=True)
+    starts = torch.arange(species + 2, device=attrs.device)
+    return SpeciesOrder(order.int(), torch.searchsorted(ordered, starts).int())
 
 
 def _find_blocks(edge_index: torch.Tensor, nodes: int) -> Blocks:
