@@ -64,7 +64,7 @@ __device__ __forceinline__ int next_species(const Tile& s, int species, int end)
     return species;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const int* __restrict__ order,
                const int* __restrict__ first, const real* __restrict__ weights, long long rows, real* __restrict__ out) {
     __shared__ Four memory[ALL_FOURS];

@@ -20,7 +20,7 @@ struct Rows {
     real scale[CHUNK];
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 indexed_linear_weights(const real* __restrict__ x, const real* __restrict__ grad, const real* __restrict__ attrs,
                        const int* __restrict__ order, const int* __restrict__ first, real* __restrict__ sums_of_slices) {
     __shared__ Four memory[ALL_FOURS];

@@ -11,6 +11,7 @@
 constexpr int TILE = 64, DEPTH = 16, THREADS = 128, STRIDE = TILE + 4;
 constexpr int EACH = TILE * DEPTH / THREADS;  // numbers of a tile that a thread brings
 constexpr int OWN_ROWS = 8, OWN_COLUMNS = 4;
+constexpr int BLOCKS = sizeof(real) == 4 ? 3 : 2;  // of a multiprocessor: what registers are bounded by
 
 struct alignas(4 * sizeof(real)) Four {
     real of[4];
@@ -26,7 +27,7 @@ __device__ __forceinline__ int own_column() { return threadIdx.x % 16 * OWN_COLU
 
 __device__ __forceinline__ void multiply(const real* a, const real* b, Sums& sums) {
     a += own_row(), b += own_column();
-#pragma unroll
+#pragma unroll 4
     for (int d = 0; d < DEPTH; d++) {
         const Four upper = four_at(a + d * STRIDE), lower = four_at(a + d * STRIDE + 4), right = four_at(b + d * STRIDE);
 #pragma unroll

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import pytest
 import torch
-from comparison import (
-    Derivatives,
-    Operands,
-    accelerated,
-    assert_close,
-    derivatives,
-    draw,
-    poisoned_memory,
-    strategy,
-    usage,
-)
+from comparison import accelerated, draw, usage
 from e3nn import o3
+from host_kernels import HostCompiler
+from host_launch import HostError
+from indexed_parity import SHAPES, check, compare
 from mace_parts import ATTRS, node_attrs, one_hot
-from product_parity import TOLERANCE
+from test_kernel_races import BARRIER, without
 
 from e3nn_accel.backends.cuda import indexed_linear
+from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import TensorProductDescriptor
 from e3nn_accel.groupings import species_order_of
@@ -33,80 +24,6 @@ pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host")
 
 SPECIES = 4
 SMALL = ("3x0e+2x1o+2x0e", f"{SPECIES}x0e", "2x1o+3x0e")
-
-
-def check(
-    irreps: tuple[str, str, str], y: torch.Tensor, dtype: torch.dtype = torch.float64, **given: Any
-) -> None:
-    """Values, first and second derivatives, each block's, path's and species's by itself."""
-    torch.manual_seed(1)
-    module = o3.FullyConnectedTensorProduct(*irreps, **given)
-    x = draw((*y.shape[:-1], module.irreps_in1.dim), 3).requires_grad_()
-    compare(module, {"x": x, "y": y}, dtype)
-
-
-def compare(module: Any, operands: Operands, dtype: torch.dtype = torch.float64) -> None:
-    """On these operands and the module's weights, rounded to the dtype."""
-    ours = copy.deepcopy(module).to(dtype)
-    here, exact = operands, operands
-    if dtype != torch.float64:
-        here = {k: t.detach().to(dtype).requires_grad_(t.requires_grad) for k, t in here.items()}
-        exact = {k: t.detach().double().requires_grad_(t.requires_grad) for k, t in here.items()}
-        with torch.no_grad():  # the same numbers, rounded once
-            module.weight.copy_(ours.weight)
-
-    def call(of: Any, o: Operands) -> torch.Tensor:
-        out: torch.Tensor = of(o["x"], o["y"], *([o["w"]] if "w" in o else []))
-        return out
-
-    expected = derivatives(lambda o: call(module, o), exact | dict(module.named_parameters()))
-    with accelerated(self_check=False), poisoned_memory():
-        found = derivatives(lambda o: call(ours, o), here | dict(ours.named_parameters()))
-        assert usage(ours) == {("tensor_product", "cuda"): 1}
-        assert strategy(ours).startswith("indexed linear over")
-    assert {t.dtype for t in found.tensors.values()} == {dtype}
-    pieces = slices_of(module)
-    for name, tolerance in zip(("value", ""), TOLERANCE[dtype], strict=True):
-        a, b = (
-            Derivatives({n: t.double() for n, t in d.tensors.items() if not name or n == name})
-            for d in (found, expected)
-        )
-        assert_close(a, b, tolerance, pieces)
-    _each_species(module, found, expected, TOLERANCE[dtype][1])
-
-
-def slices_of(module: Any) -> dict[str, list[slice]]:
-    """Blocks of rows, paths of weights."""
-    paths, start = [], 0
-    for instruction in module.instructions:
-        size = torch.Size(instruction.path_shape).numel()
-        paths.append(slice(start, start + size))
-        start += size
-    out = list(module.irreps_out.slices())
-    return {
-        "x": list(module.irreps_in1.slices()),
-        "value": out,
-        "direction": out,
-        "weight": paths,
-        "w": paths,
-    }
-
-
-def _each_species(
-    module: Any, found: Derivatives, expected: Derivatives, tolerance: float
-) -> None:
-    """A species has few rows: its weights' gradient is compared with its own size, zero with zero."""
-    for name in ("d weight", "d w"):
-        if name in expected.tensors:
-            for instruction, piece in zip(
-                module.instructions, slices_of(module)["weight"], strict=True
-            ):
-                a, b = (
-                    d.tensors[name][piece].reshape(instruction.path_shape).double().transpose(0, 1)
-                    for d in (found, expected)
-                )
-                for ours, stock in zip(a, b, strict=True):
-                    assert float((ours - stock).norm()) <= 4 * tolerance * float(stock.norm())
 
 
 @pytest.mark.parametrize("attrs", ATTRS)
@@ -140,26 +57,18 @@ def test_slices_of_rows(rows: int) -> None:
     check(("2x0e+1x1o", "2x0e", "2x0e+1x1o"), attrs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("channels", [1, 5, 33, 128])
+@pytest.mark.parametrize(
+    ("channels", "dtype"),
+    [(1, torch.float64), (5, torch.float32), (33, torch.float64), (128, torch.float32)],
+    ids=str,
+)
 def test_channels(channels: int, dtype: torch.dtype) -> None:
     """A tile is 64 wide, and sums over 16 at a time."""
     irreps = f"{channels}x0e+{channels}x1o"
     check((irreps, "3x0e", irreps), node_attrs("one row mixed", 7, 3), dtype)
 
 
-@pytest.mark.parametrize(
-    "irreps",
-    [
-        ("2x0e+3x1o", "89x0e", "3x0e+2x1o"),
-        ("3x0e+2x1o+1x2e", "3x0e", "2x2e+1x3o+3x0e"),
-        ("2x0e+3x2e+2x0e+4x2e", "3x0e", "3x0e+70x2e+2x0e"),
-        ("2x0e+0x1o", "3x0e", "3x0e+2x1o+0x0e"),
-        ("2x0o+1x1e", "3x0o", "3x0e+2x1o"),
-        ("3x7o+2x5e", "3x0e", "2x5e+2x7o"),
-    ],
-    ids=["many species", "unreachable", "several paths", "no channels", "odd scalars", "degrees"],
-)
+@pytest.mark.parametrize("irreps", SHAPES.values(), ids=SHAPES)
 def test_shapes(irreps: tuple[str, str, str]) -> None:
     species = o3.Irreps(irreps[1]).dim
     check(irreps, node_attrs("one row mixed", 12, species))
@@ -174,7 +83,10 @@ def test_leading_dimensions(shape: tuple[int, ...]) -> None:
 def test_operands_that_broadcast_and_are_not_contiguous() -> None:
     """One species for all rows, columns of wider tensors, weights with strides."""
     module = o3.FullyConnectedTensorProduct(*SMALL, shared_weights=True, internal_weights=False)
-    rows = {"x": draw((module.irreps_in1.dim, 6), 1).T, "w": draw((module.weight_numel, 2), 2)[:, 0]}
+    rows = {
+        "x": draw((module.irreps_in1.dim, 6), 1).T,
+        "w": draw((module.weight_numel, 2), 2)[:, 0],
+    }
     leaves = {name: t.requires_grad_() for name, t in rows.items()}
     for y in (one_hot([2], SPECIES), draw((SPECIES, 6), 3).T):
         compare(module, {**leaves, "y": y})
@@ -266,6 +178,37 @@ def test_programs_are_known_before_the_first_run() -> None:
         "indexed_linear_input_double",
         "indexed_linear_weights_double",
     ]
+
+
+FILES = ("indexed_linear.cu", "indexed_linear_weights.cu")
+EXERCISE = (("33x0e+5x1o", "3x0e", "5x0e+33x1o"), "one row mixed", 70)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) -> None:
+    """Races; reads and writes beyond the end, in shared memory too; undefined arithmetic."""
+    kernels_on_host.sanitizer = sanitizer
+    irreps, attrs, rows = EXERCISE
+    check(irreps, node_attrs(attrs, rows, 3))
+
+
+def barriers() -> list[tuple[str, int]]:
+    """Each barrier of each file."""
+    count = lambda file: KernelProgram(file, file, ()).source().count(BARRIER)  # noqa: E731
+    return [(file, number) for file in FILES for number in range(count(file))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "barrier"), barriers())
+def test_a_missing_barrier_is_a_race(
+    file: str, barrier: int, kernels_on_host: HostCompiler
+) -> None:
+    """ThreadSanitizer says so, of each."""
+    kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(file, barrier)
+    irreps, attrs, rows = EXERCISE
+    with pytest.raises(HostError, match=r"data race|ThreadSanitizer: SEGV"):
+        check(irreps, node_attrs(attrs, rows, 3))
 
 
 def planned(*irreps: str) -> Plan | Refusal:

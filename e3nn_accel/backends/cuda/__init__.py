@@ -1,7 +1,7 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
-It has kernels for the fused convolution and for tensor products edge by edge; what it refuses, the
-torch backend plans on the same device.
+It has kernels for the fused convolution, for tensor products edge by edge and for species-indexed
+linears; what it refuses, the torch backend plans on the same device.
 """
 
 from __future__ import annotations

@@ -58,8 +58,10 @@ class IndexedLinearKernels:
 
     def _kernel(self, kind: str, device: torch.device) -> Kernel:
         if (kind, device) not in self._kernels:
-            (loaded,) = load_all([self._programs[kind]], device, self.config)
-            self._kernels[kind, device] = loaded.kernel(*ENTRIES[kind])
+            # all at once, in parallel: a gradient may be wanted first while a graph is being captured
+            loaded = load_all(self.programs(), device, self.config)
+            for of, program in zip(KINDS, loaded, strict=True):
+                self._kernels[of, device] = program.kernel(*ENTRIES[of])
         return self._kernels[kind, device]
 
     def rows(
@@ -99,13 +101,13 @@ class OneCall:
     by: SpeciesOrder
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        """[rows, out]"""
+        """[rows, out]."""
         return self.kernels.rows("forward", x, w, self.attrs, self.by)
 
     def to_input(self, g: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        """[rows, in]"""
+        """[rows, in]."""
         return self.kernels.rows("to_input", g, w, self.attrs, self.by)
 
     def to_weight(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """[weights]"""
+        """[weights]."""
         return self.kernels.weights(x, g, self.attrs, self.by)
