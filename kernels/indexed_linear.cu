@@ -17,6 +17,8 @@
 // Bytes, b to a number: b N (x + out) for each 64 columns of out, x from second-level cache after the first; W of the
 // species that occur once a tile of nodes, from that cache too.
 //
+// Without SORTED all rows have one matrix, SPECIES is 1 and there are no attrs: o3.Linear.
+//
 // plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}.
 
 #include "plan.cuh"
@@ -36,6 +38,7 @@ struct Step {
     int species, path, channel;
 };
 
+#if SORTED
 // Finds tile number `tile` of `nodes` rows among the classes, by one warp.
 __device__ __forceinline__ void find_tile(Tile& s, const int* __restrict__ first, int tile, int nodes, int lane) {
     int before = 0;
@@ -63,6 +66,9 @@ __device__ __forceinline__ int next_species(const Tile& s, int species, int end)
     while (species < end && !(s.occurs[species / 32] >> species % 32 & 1)) species++;
     return species;
 }
+#else
+__device__ __forceinline__ int next_species(const Tile&, int species, int) { return species; }
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const int* __restrict__ order,
@@ -73,6 +79,7 @@ indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const
     const Item item = ITEM[blockIdx.y];
     const Path to = PATH[item.first];
     const int dim = to.dim, nodes = TILE / dim;
+#if SORTED
     if (blockIdx.x >= rows / nodes + min(rows, (long long)SPECIES + 1)) return;
     if (t < 32) find_tile(s, first, blockIdx.x, nodes, t);
     for (int n = t; n < MASKS; n += THREADS) s.occurs[n] = 0;
@@ -93,6 +100,15 @@ indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const
         }
         __syncthreads();
     }
+#else
+    const long long begin = (long long)blockIdx.x * nodes;
+    if (begin >= rows) return;
+    const int count = min((long long)nodes, rows - begin);
+    constexpr bool mixed = false;
+    if (t == 0) s.kind = 0;
+    for (int n = t; n < count; n += THREADS) s.row[n] = begin + n, s.scale[n] = 1;
+    __syncthreads();
+#endif
 
     // Numbers of x that this thread brings, in the order of memory: node, row of the tile, channel.
     int place[EACH];

@@ -8,6 +8,8 @@
 // shapes say, are kept apart and added up in a fixed order: bit-reproducible, no atomics.
 // Bytes, b to a number: b N (x ceil(w / 64) + g ceil(u / 64)) and slices times dW.
 //
+// Without SORTED all rows have one matrix, SPECIES is 1 and there are no attrs.
+//
 // plan.cuh: PATH, ITEM = {path, first u, first w}.
 
 #include "plan.cuh"
@@ -22,7 +24,8 @@ struct Rows {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 indexed_linear_weights(const real* __restrict__ x, const real* __restrict__ grad, const real* __restrict__ attrs,
-                       const int* __restrict__ order, const int* __restrict__ first, real* __restrict__ sums_of_slices) {
+                       const int* __restrict__ order, const int* __restrict__ first, long long rows,
+                       real* __restrict__ sums_of_slices) {
     __shared__ Four memory[ALL_FOURS];
     __shared__ Rows s;
     const int t = threadIdx.x, species = blockIdx.y;
@@ -67,16 +70,24 @@ indexed_linear_weights(const real* __restrict__ x, const real* __restrict__ grad
     };
 
     Sums sums = {};
-    for (int part = 0; part < 2; part++) {
+    for (int part = 0; part <= SORTED; part++) {
+#if SORTED
         const int kind = part ? SPECIES : species;
         const long long from = first[kind], length = first[kind + 1] - from;
+#else
+        const long long from = 0, length = rows;
+#endif
         const int begin = from + length * blockIdx.z / gridDim.z, end = from + length * (blockIdx.z + 1) / gridDim.z;
         for (int chunk = begin; chunk < end; chunk += CHUNK) {
             const int count = min(CHUNK, end - chunk);
-            __syncthreads();
             for (int n = t; n < count; n += THREADS) {
+#if SORTED
                 s.row[n] = order[chunk + n];
                 s.scale[n] = attrs[(long long)s.row[n] * SPECIES + species];
+#else
+                s.row[n] = chunk + n;
+                s.scale[n] = 1;
+#endif
             }
             __syncthreads();
             fetch(0, count);

@@ -10,11 +10,11 @@ import torch
 from convolution_parity import every_path
 from e3nn import o3
 
-from e3nn_accel.backends.cuda import indexed_linear
+from e3nn_accel.backends.cuda import indexed_linear, linear
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
-from e3nn_accel.descriptor import ConvolutionDescriptor, TensorProductDescriptor
+from e3nn_accel.descriptor import ConvolutionDescriptor, LinearDescriptor, TensorProductDescriptor
 from e3nn_accel.health import registry
 from e3nn_accel.plan import Plan, PlanContext
 
@@ -92,6 +92,24 @@ def _species_indexed(
     return list(plan.programs)
 
 
+def single_matrix(*irreps: str) -> Programs:
+    """Of an ``o3.Linear``."""
+    return partial(_single_matrix, irreps)
+
+
+def _single_matrix(
+    irreps: tuple[str, ...], dtype: torch.dtype, architecture: int
+) -> list[KernelProgram]:
+    descriptor = registry().describe(o3.Linear(*irreps), "linear")
+    assert isinstance(descriptor, LinearDescriptor), descriptor
+    config = Config(backend="cuda")
+    plan = linear.plan(
+        descriptor, PlanContext(dtype, torch.device("cuda", 0), config, architecture)
+    )
+    assert isinstance(plan, Plan), plan
+    return list(plan.programs)
+
+
 PLANS = {
     "MACE layer 1": RecordedPlan(convolution("128x0e", SH, SH), BOTH),
     "MACE layer 2": RecordedPlan(
@@ -115,6 +133,9 @@ PLANS = {
         species_indexed("128x0e+128x1o", "89x0e", "128x0e+128x1o"),
         BOTH,
         architectures=BEFORE_BLACKWELL,
+    ),
+    "linear, MACE": RecordedPlan(
+        single_matrix("128x0e+128x1o", "128x0e+128x1o"), BOTH, architectures=BEFORE_BLACKWELL
     ),
     "skip connection, odd multiplicities": RecordedPlan(
         species_indexed("5x0e+33x1o+3x2e", "3x0e", "33x0e+5x1o+3x2e"),

@@ -1,14 +1,19 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
 It has kernels for the fused convolution, for tensor products edge by edge and for species-indexed
-linears; what it refuses, the torch backend plans on the same device.
+linears, and for ``o3.Linear`` if it is asked for by name; what it refuses, the torch backend plans on the same device.
 """
 
 from __future__ import annotations
 
 import torch
 
-from e3nn_accel.descriptor import ConvolutionDescriptor, Descriptor, TensorProductDescriptor
+from e3nn_accel.descriptor import (
+    ConvolutionDescriptor,
+    Descriptor,
+    LinearDescriptor,
+    TensorProductDescriptor,
+)
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
 
 DTYPES = (torch.float32, torch.float64)
@@ -28,8 +33,8 @@ class CudaBackend:
         return cuda_availability()
 
     def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
-        """Plan a convolution or a tensor product, or say why not."""
-        from e3nn_accel.backends.cuda import convolution, tensor_product
+        """Plan a convolution, a tensor product or a linear, or say why not."""
+        from e3nn_accel.backends.cuda import convolution, linear, tensor_product
 
         if context.dtype not in DTYPES:
             return Refusal(
@@ -38,7 +43,9 @@ class CudaBackend:
             )
         if isinstance(descriptor, TensorProductDescriptor):
             return tensor_product.plan(descriptor, context)
+        if isinstance(descriptor, LinearDescriptor):
+            return linear.plan(descriptor, context)
         if not isinstance(descriptor, ConvolutionDescriptor):
-            return Refusal(self.name, "has kernels for convolutions and tensor products alone")
+            return Refusal(self.name, "has no kernels for contractions")
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)

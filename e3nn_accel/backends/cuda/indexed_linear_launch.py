@@ -1,4 +1,4 @@
-"""Launches the kernels of a species-indexed linear; how much work there is, the device knows."""
+"""Launches the kernels of linears; of a species-indexed one, the device knows how much work there is."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
 
+SortedRows = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+"""The scalars, the order of rows and the starts of classes; nothing where rows aren't told apart."""
 THREADS = 128
 TILE_ROWS = 64
-ROWS_OF_A_SLICE = 256
-MOST_SLICES = 16
-"""Of the rows of a species, each with its own dW: else few species would fill few multiprocessors."""
+ROWS_OF_A_SLICE = 128
+BLOCKS_FOR_SUMS = 512
+"""Where tiles of weights are fewer, rows are cut into slices, each with its own dW: enough to fill a device."""
 ENTRIES = {
     "forward": ("indexed_linear", "PPPPPqP"),
     "to_input": ("indexed_linear", "PPPPPqP"),
-    "to_weight": ("indexed_linear_weights", "PPPPPP"),
+    "to_weight": ("indexed_linear_weights", "PPPPPqP"),
 }
 
 
 class IndexedLinearKernels:
-    """Kernels of one product in one dtype."""
+    """Kernels of one product or linear in one dtype."""
 
     def __init__(self, paths: MatrixPaths, description: str, context: PlanContext) -> None:
         self.paths = paths
@@ -48,7 +50,7 @@ class IndexedLinearKernels:
         side = self.sides.get(kind, self.paths)
         suffix = "_input" if kind == "to_input" else ""
         return KernelProgram(
-            f"{entry}{suffix}_{self.real}",
+            f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{self.real}",
             f"{entry}.cu",
             (entry,),
             side.header(self.real, kind == "to_weight"),
@@ -65,7 +67,7 @@ class IndexedLinearKernels:
         return self._kernels[kind, device]
 
     def rows(
-        self, kind: str, x: torch.Tensor, w: torch.Tensor, attrs: torch.Tensor, by: SpeciesOrder
+        self, kind: str, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows
     ) -> torch.Tensor:
         """A matrix product for each row: the output of x, or the input's gradient of the output's."""
         side, rows = self.sides[kind], len(x)
@@ -73,22 +75,18 @@ class IndexedLinearKernels:
         out = (x.new_empty if whole else x.new_zeros)((rows, side.out_row))
         # no class has more than one tile that isn't full
         tiles = rows // (TILE_ROWS // side.widest) + min(rows, side.species + 1)
-        self._kernel(kind, x.device)(
-            (tiles, self._items[kind], 1), (THREADS, 1, 1), x, attrs, by.order, by.first, w, rows, out
-        )  # fmt: skip
+        grid = (tiles, self._items[kind], 1)
+        self._kernel(kind, x.device)(grid, (THREADS, 1, 1), x, *sorted_rows, w, rows, out)
         return out
 
-    def weights(
-        self, x: torch.Tensor, g: torch.Tensor, attrs: torch.Tensor, by: SpeciesOrder
-    ) -> torch.Tensor:
+    def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
         """The gradient of the weights, flat."""
-        most = min(MOST_SLICES, max(1, PARTIAL_SUMS // self.paths.weights))
-        slices = max(1, min(-(-len(x) // ROWS_OF_A_SLICE), most))
+        rows, species = len(x), max(1, self.paths.species)
+        most = min(BLOCKS_FOR_SUMS // (self._tiles * species), PARTIAL_SUMS // self.paths.weights)
+        slices = max(1, min(-(-rows // ROWS_OF_A_SLICE), most))
         sums = x.new_empty((slices, self.paths.weights))
-        grid = (self._tiles, self.paths.species, slices)
-        self._kernel("to_weight", x.device)(
-            grid, (THREADS, 1, 1), x, g, attrs, by.order, by.first, sums
-        )
+        grid = (self._tiles, species, slices)
+        self._kernel("to_weight", x.device)(grid, (THREADS, 1, 1), x, g, *sorted_rows, rows, sums)
         return sums[0] if slices == 1 else sums.sum(0)
 
 
@@ -97,17 +95,22 @@ class OneCall:
     """The kernels with the rows of one call; what `e3nn_accel.ops.weighted` differentiates with."""
 
     kernels: IndexedLinearKernels
-    attrs: torch.Tensor
-    by: SpeciesOrder
+    attrs: torch.Tensor | None = None
+    by: SpeciesOrder | None = None
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """[rows, out]."""
-        return self.kernels.rows("forward", x, w, self.attrs, self.by)
+        return self.kernels.rows("forward", x, w, self._sorted_rows())
 
     def to_input(self, g: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """[rows, in]."""
-        return self.kernels.rows("to_input", g, w, self.attrs, self.by)
+        return self.kernels.rows("to_input", g, w, self._sorted_rows())
 
     def to_weight(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         """[weights]."""
-        return self.kernels.weights(x, g, self.attrs, self.by)
+        return self.kernels.weights(x, g, self._sorted_rows())
+
+    def _sorted_rows(self) -> SortedRows:
+        if self.by is None:
+            return None, None, None
+        return self.attrs, self.by.order, self.by.first

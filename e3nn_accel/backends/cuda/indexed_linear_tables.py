@@ -1,4 +1,4 @@
-"""The tables that the kernels of a species-indexed linear are compiled with."""
+"""The tables that the kernels of linears, species-indexed or not, are compiled with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, offset_of
-from e3nn_accel.descriptor import ProductPath, TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import LinearDescriptor, ProductPath, TensorProductDescriptor, dim_of
 
 TILE = 64
 """Channels of a block, and rows of a tile: (node, component) pairs. As in matrix_tile.cuh."""
@@ -49,7 +49,8 @@ class MatrixPaths:
     """All paths of an operation.
 
     Attributes:
-        species: How many matrices each has.
+        species: How many matrices each has; 0 where rows aren't told apart, for the single one of ``o3.Linear``.
+        weights: In all.
     """
 
     paths: tuple[MatrixPath, ...]
@@ -57,6 +58,24 @@ class MatrixPaths:
     out_row: int
     species: int
     weights: int
+
+    @classmethod
+    def of_linear(cls, d: LinearDescriptor) -> MatrixPaths | str:
+        """Of an ``o3.Linear`` with weights alone, the same for all rows; or why there is no kernel for it."""
+        if d.f_in is not None or not d.shared_weights or d.bias_numel:
+            return "feature columns, biases or weights of each row's own"
+        paths, weight = [], 0
+        for p in d.paths:
+            if 0 not in p.path_shape:
+                first, last = d.irreps_in[p.i_in], d.irreps_out[p.i_out]
+                paths.append(
+                    MatrixPath(
+                        offset_of(d.irreps_in, p.i_in), first.mul,
+                        offset_of(d.irreps_out, p.i_out), last.mul, first.ir_dim, weight, p.path_weight,
+                    )
+                )  # fmt: skip
+            weight += prod(p.path_shape)
+        return cls._checked(paths, dim_of(d.irreps_in), dim_of(d.irreps_out), 0, weight)
 
     @classmethod
     def of(cls, d: TensorProductDescriptor) -> MatrixPaths | str:
@@ -68,8 +87,6 @@ class MatrixPaths:
                 scale = _scale(p)
                 if scale is None:
                     return "constants of a path are not a multiple of the identity"
-                if first.l > HIGHEST_DEGREE:
-                    return f"degree {first.l}, the kernels go to {HIGHEST_DEGREE}"
                 paths.append(
                     MatrixPath(
                         offset_of(d.irreps_in1, p.i_in1), first.mul,
@@ -77,12 +94,21 @@ class MatrixPaths:
                     )
                 )  # fmt: skip
             weight += prod(p.path_shape)
+        species = d.irreps_in2[0].mul
+        return cls._checked(paths, dim_of(d.irreps_in1), dim_of(d.irreps_out), species, weight)
+
+    @classmethod
+    def _checked(
+        cls, paths: list[MatrixPath], in_row: int, out_row: int, species: int, weights: int
+    ) -> MatrixPaths | str:
         if not paths:
             return "no path contributes anything"
-        if weight >= 1 << 31:
-            return f"{weight} weights"
-        rows = dim_of(d.irreps_in1), dim_of(d.irreps_out)
-        return cls(tuple(paths), *rows, d.irreps_in2[0].mul, weight)
+        degree = max(path.dim for path in paths) // 2
+        if degree > HIGHEST_DEGREE:
+            return f"degree {degree}, the kernels go to {HIGHEST_DEGREE}"
+        if weights >= 1 << 31:
+            return f"{weights} weights, the kernels count to 2^31"
+        return cls(tuple(paths), in_row, out_row, species, weights)
 
     @property
     def turned(self) -> MatrixPaths:
@@ -134,7 +160,8 @@ class MatrixPaths:
                 {
                     "IN_ROW": self.in_row,
                     "OUT_ROW": self.out_row,
-                    "SPECIES": self.species,
+                    "SPECIES": max(1, self.species),
+                    "SORTED": int(self.species > 0),
                     "WEIGHTS": self.weights,
                 }
             ),
