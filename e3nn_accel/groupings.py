@@ -183,7 +183,8 @@ def _find_species_order(attrs: torch.Tensor) -> SpeciesOrder:
     species = attrs.shape[-1]
     attrs = attrs.reshape(-1, species)
     single = torch.count_nonzero(attrs, 1) == 1
-    kinds = torch.where(single, attrs.abs().argmax(1), species)
+    # filled by a number, which a kernel takes as it is: `torch.where` would copy it, and wait
+    kinds = attrs.abs().argmax(1).masked_fill(~single, species)
     ordered, order = torch.sort(kinds, stable=True)
     starts = torch.arange(species + 2, device=attrs.device)
     return SpeciesOrder(order.int(), torch.searchsorted(ordered, starts).int())

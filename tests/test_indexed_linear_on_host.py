@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linear_parity
 import pytest
 import torch
 from comparison import accelerated, draw, usage
@@ -181,7 +182,14 @@ def test_programs_are_known_before_the_first_run() -> None:
 
 
 FILES = ("indexed_linear.cu", "indexed_linear_weights.cu")
-EXERCISE = (("33x0e+5x1o", "3x0e", "5x0e+33x1o"), "one row mixed", 70)
+
+
+def exercise() -> None:
+    """Several tiles, sums and classes, and a single matrix for all rows."""
+    check(("33x0e+5x1o", "3x0e", "5x0e+33x1o"), node_attrs("one row mixed", 70, 3))
+    linear = linear_parity.built("33x0e+5x1o", "5x0e+33x1o")
+    x = draw((70, linear.irreps_in.dim), 1).requires_grad_()
+    linear_parity.check(linear, x, torch.float64)
 
 
 @pytest.mark.slow
@@ -189,8 +197,7 @@ EXERCISE = (("33x0e+5x1o", "3x0e", "5x0e+33x1o"), "one row mixed", 70)
 def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) -> None:
     """Races; reads and writes beyond the end, in shared memory too; undefined arithmetic."""
     kernels_on_host.sanitizer = sanitizer
-    irreps, attrs, rows = EXERCISE
-    check(irreps, node_attrs(attrs, rows, 3))
+    exercise()
 
 
 def barriers() -> list[tuple[str, int]]:
@@ -206,9 +213,8 @@ def test_a_missing_barrier_is_a_race(
 ) -> None:
     """ThreadSanitizer says so, of each."""
     kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(file, barrier)
-    irreps, attrs, rows = EXERCISE
     with pytest.raises(HostError, match=r"data race|ThreadSanitizer: SEGV"):
-        check(irreps, node_attrs(attrs, rows, 3))
+        exercise()
 
 
 def planned(*irreps: str) -> Plan | Refusal:
