@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linear_parity
 import pytest
+import small_models
 import torch
 from comparison import accelerated, draw, usage
 from e3nn import o3
@@ -13,6 +14,7 @@ from indexed_parity import SHAPES, check, compare
 from mace_parts import ATTRS, node_attrs, one_hot
 from test_kernel_races import BARRIER, without
 
+import e3nn_accel
 from e3nn_accel.backends.cuda import indexed_linear
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
@@ -215,6 +217,25 @@ def test_a_missing_barrier_is_a_race(
     kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(file, barrier)
     with pytest.raises(HostError, match=r"data race|ThreadSanitizer: SEGV"):
         exercise()
+
+
+@pytest.mark.slow
+def test_a_whole_mace_trained_on_forces() -> None:
+    """Energy, forces and the gradients of a loss of both, with every self-check."""
+    model, batch = small_models.mace(), small_models.molecules()
+
+    def run() -> tuple[torch.Tensor, ...]:
+        out = model(dict(batch), training=True)
+        loss = out["energy"].sum() + out["forces"].pow(2).sum()
+        found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        return (out["energy"], out["forces"], *(g for g in found if g is not None))
+
+    expected = run()
+    with accelerated(self_check=True):
+        for ours, stock in zip(run(), expected, strict=True):
+            torch.testing.assert_close(ours, stock, rtol=1e-9, atol=1e-10)
+        rows = e3nn_accel.report().rows
+        assert "cuda" in {r.backend for r in rows if r.operation == "tensor_product"}
 
 
 def planned(*irreps: str) -> Plan | Refusal:
