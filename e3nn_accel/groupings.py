@@ -94,6 +94,25 @@ class Neighbours:
     first_of_sender: torch.Tensor
 
 
+@dataclass(frozen=True)
+class SpeciesOrder:
+    """Rows in classes of their species, for kernels; built on the device without waiting for it.
+
+    Attributes:
+        order: [rows], rows in the order of their classes, stable; int32 as in `Neighbours`.
+        first: [species + 2], where each class starts in it: one for each species, of the rows whose
+            single non-zero is in its column, and one last of rows with any other number of non-zeros.
+    """
+
+    order: torch.Tensor
+    first: torch.Tensor
+
+
+def species_order_of(attrs: torch.Tensor) -> SpeciesOrder:
+    """Sort rows [rows, species] by the column of their single non-zero."""
+    return _shared(attrs, "species order", _find_species_order)
+
+
 def species_of(attrs: torch.Tensor) -> Species | None:
     """Group rows [.., species] by their single non-zero; None where a row has another number of them."""
     return _shared(attrs, "species", _find_species)
@@ -156,6 +175,17 @@ def _find_species(attrs: torch.Tensor) -> Species | None:
     )
 
 
+def _find_species_order(attrs: torch.Tensor) -> SpeciesOrder:
+    species = attrs.shape[-1]
+    attrs = attrs.reshape(-1, species)
+    single = torch.count_nonzero(attrs, 1) == 1
+    # filled by a number, which a kernel takes as it is: `torch.where` would copy it, and wait
+    kinds = attrs.abs().argmax(1).masked_fill(~single, species)
+    ordered, order = torch.sort(kinds, stable=True)
+    starts = torch.arange(species + 2, device=attrs.device)
+    return SpeciesOrder(order.int(), torch.searchsorted(ordered, starts).int())
+
+
 def _find_blocks(edge_index: torch.Tensor, nodes: int) -> Blocks:
     senders, receivers = edge_index[0], edge_index[1]
     edges, device = len(receivers), receivers.device
@@ -207,6 +237,10 @@ def _shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Grou
     version = version_counter(tensor)
     if version is None:
         return find(tensor)
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        # Each replay finds it anew, from what the tensor holds then; before the first it is nowhere.
+        with torch.no_grad():
+            return find(tensor.detach())
     kept: dict[str, tuple[int, torch.Tensor | None, Any]] = _cache.setdefault(tensor, {})
     found = kept.get(kind)
     if (

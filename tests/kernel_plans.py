@@ -8,13 +8,15 @@ from functools import partial
 
 import torch
 from convolution_parity import every_path
+from e3nn import o3
 
+from e3nn_accel.backends.cuda import indexed_linear, linear
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
-from e3nn_accel.descriptor import ConvolutionDescriptor
+from e3nn_accel.descriptor import ConvolutionDescriptor, LinearDescriptor, TensorProductDescriptor
 from e3nn_accel.health import registry
-from e3nn_accel.plan import PlanContext
+from e3nn_accel.plan import Plan, PlanContext
 
 Programs = Callable[[torch.dtype, int], list[KernelProgram]]
 """Of a dtype and a compute capability."""
@@ -73,6 +75,41 @@ def _convolution(
     return [part.program for variant in variants for part in kernels.parts(variant)]
 
 
+def species_indexed(*irreps: str) -> Programs:
+    """Of a fully connected product with one-hot scalars."""
+    return partial(_species_indexed, irreps)
+
+
+def _species_indexed(
+    irreps: tuple[str, ...], dtype: torch.dtype, architecture: int
+) -> list[KernelProgram]:
+    module = o3.FullyConnectedTensorProduct(*irreps, compile_left_right=False, compile_right=False)
+    descriptor = registry().describe(module, "tensor_product")
+    assert isinstance(descriptor, TensorProductDescriptor), descriptor
+    context = PlanContext(dtype, torch.device("cuda", 0), Config(), architecture)
+    plan = indexed_linear.plan(descriptor, context)
+    assert isinstance(plan, Plan), plan
+    return list(plan.programs)
+
+
+def single_matrix(*irreps: str) -> Programs:
+    """Of an ``o3.Linear``."""
+    return partial(_single_matrix, irreps)
+
+
+def _single_matrix(
+    irreps: tuple[str, ...], dtype: torch.dtype, architecture: int
+) -> list[KernelProgram]:
+    descriptor = registry().describe(o3.Linear(*irreps), "linear")
+    assert isinstance(descriptor, LinearDescriptor), descriptor
+    config = Config(backend="cuda")
+    plan = linear.plan(
+        descriptor, PlanContext(dtype, torch.device("cuda", 0), config, architecture)
+    )
+    assert isinstance(plan, Plan), plan
+    return list(plan.programs)
+
+
 PLANS = {
     "MACE layer 1": RecordedPlan(convolution("128x0e", SH, SH), BOTH),
     "MACE layer 2": RecordedPlan(
@@ -91,5 +128,17 @@ PLANS = {
     "odd multiplicities": RecordedPlan(convolution("5x0e+3x1o", "0e+1o", "0e+1o")),
     "several channels of the second input": RecordedPlan(
         convolution("8x0e+8x1o", "2x0e+3x1o", "0e+1o")
+    ),
+    "skip connection, 89 species": RecordedPlan(
+        species_indexed("128x0e+128x1o", "89x0e", "128x0e+128x1o"),
+        BOTH,
+        architectures=BEFORE_BLACKWELL,
+    ),
+    "linear, MACE": RecordedPlan(
+        single_matrix("128x0e+128x1o", "128x0e+128x1o"), BOTH, architectures=BEFORE_BLACKWELL
+    ),
+    "skip connection, odd multiplicities": RecordedPlan(
+        species_indexed("5x0e+33x1o+3x2e", "3x0e", "33x0e+5x1o+3x2e"),
+        architectures=BEFORE_BLACKWELL,
     ),
 }

@@ -154,7 +154,7 @@ def compare_gradients(module: o3.TensorProduct, operands: tuple[torch.Tensor, ..
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (("4x0e+4x1o", "3x0e", "4x0e+4x1o"), "species-indexed linear"),
+        (("4x8e", "3x0e", "4x8e"), "degree 8"),
         (("200x0e", "100x0e+1o", "2x0e"), "a path of 20000 pairs of channels"),
     ],
     ids=["species", "pairs"],

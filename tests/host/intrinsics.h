@@ -87,6 +87,9 @@ template <class T> T atomicMax(T* at, std::type_identity_t<T> value) {
 template <class T> T atomicMin(T* at, std::type_identity_t<T> value) {
     return atomic_change(at, [=](T old) { return value < old ? value : old; });
 }
+template <class T> T atomicOr(T* at, std::type_identity_t<T> value) {
+    return atomic_change(at, [=](T old) { return old | value; });
+}
 template <class T> T atomicExch(T* at, std::type_identity_t<T> value) {
     return atomic_change(at, [=](T) { return value; });
 }

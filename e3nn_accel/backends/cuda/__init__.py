@@ -1,17 +1,24 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
-It has kernels for the fused convolution and for tensor products edge by edge; what it refuses, the
-torch backend plans on the same device.
+It has kernels for the fused convolution and for tensor products edge by edge; asked for by name, for
+species-indexed linears and ``o3.Linear``, too, which no GPU has timed yet. What it refuses, the torch
+backend plans on the same device.
 """
 
 from __future__ import annotations
 
 import torch
 
-from e3nn_accel.descriptor import ConvolutionDescriptor, Descriptor, TensorProductDescriptor
+from e3nn_accel.descriptor import (
+    ConvolutionDescriptor,
+    Descriptor,
+    LinearDescriptor,
+    TensorProductDescriptor,
+)
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
 
 DTYPES = (torch.float32, torch.float64)
+UNTIMED = "its kernels haven't been timed on a GPU: backend='cuda' asks for them"
 
 
 class CudaBackend:
@@ -28,17 +35,29 @@ class CudaBackend:
         return cuda_availability()
 
     def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
-        """Plan a convolution or a tensor product, or say why not."""
-        from e3nn_accel.backends.cuda import convolution, tensor_product
+        """Plan a convolution, a tensor product or a linear, or say why not."""
+        from e3nn_accel.backends.cuda import convolution, linear, tensor_product
 
         if context.dtype not in DTYPES:
             return Refusal(
                 self.name,
                 f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}",
             )
+        if context.config.backend != self.name and _untimed(descriptor):
+            return Refusal(self.name, UNTIMED)
         if isinstance(descriptor, TensorProductDescriptor):
             return tensor_product.plan(descriptor, context)
+        if isinstance(descriptor, LinearDescriptor):
+            return linear.plan(descriptor, context)
         if not isinstance(descriptor, ConvolutionDescriptor):
-            return Refusal(self.name, "has kernels for convolutions and tensor products alone")
+            return Refusal(self.name, "has no kernels for contractions")
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)
+
+
+def _untimed(descriptor: Descriptor) -> bool:
+    if isinstance(descriptor, TensorProductDescriptor):
+        from e3nn_accel.backends.torch import species_linear
+
+        return species_linear.applies(descriptor)
+    return isinstance(descriptor, LinearDescriptor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from e3nn_accel.backends.cuda import indexed_linear
 from e3nn_accel.backends.cuda.tensor_product_cut import parts_of
 from e3nn_accel.backends.cuda.tensor_product_launch import ProductLaunch
 from e3nn_accel.backends.cuda.tensor_product_layout import Layout
@@ -32,7 +33,7 @@ BYTES = {torch.float32: 4, torch.float64: 8}
 def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
     """Kernels for one product, compiled at their first use; or why there are none."""
     if species_linear.applies(d):
-        return Refusal("cuda", "species-indexed linear, which the torch backend sorts by species")
+        return indexed_linear.plan(d, context)
     paths = numbered(d)
     if not paths:
         return Refusal("cuda", "no path contributes anything")

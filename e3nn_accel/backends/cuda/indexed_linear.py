@@ -1,0 +1,43 @@
+"""Species-indexed linears, MACE's skip connections: a plan without a wait for the device.
+
+The torch backend has to know which species occur before it can multiply. Here rows are sorted and
+tiles are counted on the device, so that a call can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
+from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.torch import tensor_product
+from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
+from e3nn_accel.groupings import species_order_of
+from e3nn_accel.layout import flat_rows
+from e3nn_accel.ops.weighted import weighted
+from e3nn_accel.plan import Plan, PlanContext, Refusal
+
+
+def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
+    """Kernels for a product that `species_linear.applies` to; or why there are none."""
+    paths = MatrixPaths.of(d)
+    if isinstance(paths, str):
+        return Refusal("cuda", paths)
+    kernels = IndexedLinearKernels(paths, str(d), context)
+    _, general = tensor_product.plan(d, context)
+    dim1, species, dim_out = dim_of(d.irreps_in1), paths.species, dim_of(d.irreps_out)
+
+    def run(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if y.requires_grad and torch.is_grad_enabled():
+            return general(x, y, weight)  # which species a row has is no matter of degree here
+        leading = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+        x, attrs = flat_rows(x, leading, dim1), flat_rows(y.detach(), leading, species)
+        # rows that needed no change are found again by the tensor that the caller has
+        by = species_order_of(y if y.shape[:-1] == leading else attrs)
+        call = OneCall(kernels, attrs.contiguous(), by)
+        return weighted(x, weight.reshape(-1), call).reshape(*leading, dim_out)
+
+    return Plan(
+        "cuda", d, f"indexed linear over {species} species, sorted on the device", run,
+        kernels.programs(),
+    )  # fmt: skip

@@ -1,0 +1,116 @@
+"""Launches the kernels of linears; of a species-indexed one, the device knows how much work there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.tensor_product_launch import REAL
+from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
+from e3nn_accel.compile import KernelProgram
+from e3nn_accel.groupings import SpeciesOrder
+from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.ops.weighted import KINDS
+from e3nn_accel.plan import PlanContext
+
+SortedRows = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+"""The scalars, the order of rows and the starts of classes; nothing where rows aren't told apart."""
+THREADS = 128
+TILE_ROWS = 64
+ROWS_OF_A_SLICE = 128
+BLOCKS_FOR_SUMS = 512
+"""Where tiles of weights are fewer, rows are cut into slices, each with its own dW: enough to fill a device."""
+ENTRIES = {
+    "forward": ("indexed_linear", "PPPPPqP"),
+    "to_input": ("indexed_linear", "PPPPPqP"),
+    "to_weight": ("indexed_linear_weights", "PPPPPqP"),
+}
+
+
+class IndexedLinearKernels:
+    """Kernels of one product or linear in one dtype."""
+
+    def __init__(self, paths: MatrixPaths, description: str, context: PlanContext) -> None:
+        self.paths = paths
+        self.real, self.config, self.description = REAL[context.dtype], context.config, description
+        self.sides = {"forward": paths, "to_input": paths.turned}
+        self._items = {kind: len(side.row_items()) for kind, side in self.sides.items()}
+        self._tiles = len(paths.weight_items())
+        self._programs = {kind: self._program(kind) for kind in KINDS}
+        self._kernels: dict[tuple[str, torch.device], Kernel] = {}
+
+    def programs(self) -> tuple[KernelProgram, ...]:
+        """What would be compiled."""
+        return tuple(self._programs.values())
+
+    def _program(self, kind: str) -> KernelProgram:
+        entry, _ = ENTRIES[kind]
+        side = self.sides.get(kind, self.paths)
+        suffix = "_input" if kind == "to_input" else ""
+        return KernelProgram(
+            f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{self.real}",
+            f"{entry}.cu",
+            (entry,),
+            side.header(self.real, kind == "to_weight"),
+            ("TRANSPOSED=1",) if kind == "to_input" else (),
+            description=self.description,
+        )
+
+    def _kernel(self, kind: str, device: torch.device) -> Kernel:
+        if (kind, device) not in self._kernels:
+            # all at once, in parallel: a gradient may be wanted first while a graph is being captured
+            loaded = load_all(self.programs(), device, self.config)
+            for of, program in zip(KINDS, loaded, strict=True):
+                self._kernels[of, device] = program.kernel(*ENTRIES[of])
+        return self._kernels[kind, device]
+
+    def rows(
+        self, kind: str, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows
+    ) -> torch.Tensor:
+        """A matrix product for each row: the output of x, or the input's gradient of the output's."""
+        side, rows = self.sides[kind], len(x)
+        whole = side.covered == side.out_row
+        out = (x.new_empty if whole else x.new_zeros)((rows, side.out_row))
+        # no class has more than one tile that isn't full
+        tiles = rows // (TILE_ROWS // side.widest) + min(rows, side.species + 1)
+        grid = (tiles, self._items[kind], 1)
+        self._kernel(kind, x.device)(grid, (THREADS, 1, 1), x, *sorted_rows, w, rows, out)
+        return out
+
+    def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
+        """The gradient of the weights, flat."""
+        rows, species = len(x), max(1, self.paths.species)
+        most = min(BLOCKS_FOR_SUMS // (self._tiles * species), PARTIAL_SUMS // self.paths.weights)
+        slices = max(1, min(-(-rows // ROWS_OF_A_SLICE), most))
+        sums = x.new_empty((slices, self.paths.weights))
+        grid = (self._tiles, species, slices)
+        self._kernel("to_weight", x.device)(grid, (THREADS, 1, 1), x, g, *sorted_rows, rows, sums)
+        return sums[0] if slices == 1 else sums.sum(0)
+
+
+@dataclass(frozen=True)
+class OneCall:
+    """The kernels with the rows of one call; what `e3nn_accel.ops.weighted` differentiates with."""
+
+    kernels: IndexedLinearKernels
+    attrs: torch.Tensor | None = None
+    by: SpeciesOrder | None = None
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """[rows, out]."""
+        return self.kernels.rows("forward", x, w, self._sorted_rows())
+
+    def to_input(self, g: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """[rows, in]."""
+        return self.kernels.rows("to_input", g, w, self._sorted_rows())
+
+    def to_weight(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        """[weights]."""
+        return self.kernels.weights(x, g, self._sorted_rows())
+
+    def _sorted_rows(self) -> SortedRows:
+        if self.by is None:
+            return None, None, None
+        return self.attrs, self.by.order, self.by.first

@@ -1,0 +1,181 @@
+"""The tables that the kernels of linears, species-indexed or not, are compiled with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, offset_of
+from e3nn_accel.descriptor import LinearDescriptor, ProductPath, TensorProductDescriptor, dim_of
+
+TILE = 64
+"""Channels of a block, and rows of a tile: (node, component) pairs. As in matrix_tile.cuh."""
+HIGHEST_DEGREE = 7
+"""Components of a node have to fit in the 16 rows that the gradient of the weights sums at a time."""
+
+
+class MatrixPath(NamedTuple):
+    """A path as the kernels have it: where rows and weights are.
+
+    Attributes:
+        into, out: Where its blocks start in rows of the input and the output.
+        channels, columns: Of the input and the output.
+        dim: Components of a channel.
+        weight: Where its weights start.
+        scale: The constant of the path.
+    """
+
+    into: int
+    channels: int
+    out: int
+    columns: int
+    dim: int
+    weight: int
+    scale: float
+
+    @property
+    def turned(self) -> MatrixPath:
+        """From the output to the input."""
+        return MatrixPath(
+            self.out, self.columns, self.into, self.channels, self.dim, self.weight, self.scale
+        )
+
+
+@dataclass(frozen=True)
+class MatrixPaths:
+    """All paths of an operation.
+
+    Attributes:
+        species: How many matrices each has; 0 where rows aren't told apart, for the single one of ``o3.Linear``.
+        weights: In all.
+    """
+
+    paths: tuple[MatrixPath, ...]
+    in_row: int
+    out_row: int
+    species: int
+    weights: int
+
+    @classmethod
+    def of_linear(cls, d: LinearDescriptor) -> MatrixPaths | str:
+        """Of an ``o3.Linear`` with weights alone, the same for all rows; or why there is no kernel for it."""
+        if d.f_in is not None or not d.shared_weights or d.bias_numel:
+            return "feature columns, biases or weights of each row's own"
+        paths, weight = [], 0
+        for p in d.paths:
+            if 0 not in p.path_shape:
+                first, last = d.irreps_in[p.i_in], d.irreps_out[p.i_out]
+                paths.append(
+                    MatrixPath(
+                        offset_of(d.irreps_in, p.i_in), first.mul,
+                        offset_of(d.irreps_out, p.i_out), last.mul, first.ir_dim, weight, p.path_weight,
+                    )
+                )  # fmt: skip
+            weight += prod(p.path_shape)
+        return cls._checked(paths, dim_of(d.irreps_in), dim_of(d.irreps_out), 0, weight)
+
+    @classmethod
+    def of(cls, d: TensorProductDescriptor) -> MatrixPaths | str:
+        """Of a product that `species_linear.applies` to; or why there is no kernel for it."""
+        paths, weight = [], 0
+        for p in d.paths:
+            if 0 not in p.path_shape:
+                first, last = d.irreps_in1[p.i_in1], d.irreps_out[p.i_out]
+                scale = _scale(p)
+                if scale is None:
+                    return "constants of a path are not a multiple of the identity"
+                paths.append(
+                    MatrixPath(
+                        offset_of(d.irreps_in1, p.i_in1), first.mul,
+                        offset_of(d.irreps_out, p.i_out), last.mul, first.ir_dim, weight, scale,
+                    )
+                )  # fmt: skip
+            weight += prod(p.path_shape)
+        species = d.irreps_in2[0].mul
+        return cls._checked(paths, dim_of(d.irreps_in1), dim_of(d.irreps_out), species, weight)
+
+    @classmethod
+    def _checked(
+        cls, paths: list[MatrixPath], in_row: int, out_row: int, species: int, weights: int
+    ) -> MatrixPaths | str:
+        if not paths:
+            return "no path contributes anything"
+        degree = max(path.dim for path in paths) // 2
+        if degree > HIGHEST_DEGREE:
+            return f"degree {degree}, the kernels go to {HIGHEST_DEGREE}"
+        if weights >= 1 << 31:
+            return f"{weights} weights, the kernels count to 2^31"
+        return cls(tuple(paths), in_row, out_row, species, weights)
+
+    @property
+    def turned(self) -> MatrixPaths:
+        """The gradient of the input."""
+        paths = tuple(path.turned for path in self.paths)
+        return MatrixPaths(paths, self.out_row, self.in_row, self.species, self.weights)
+
+    @property
+    def by_output(self) -> tuple[MatrixPath, ...]:
+        """Paths into a block side by side, else as they came."""
+        return tuple(sorted(self.paths, key=lambda path: path.out))
+
+    @property
+    def covered(self) -> int:
+        """Components of the output that some path reaches."""
+        return sum({path.out: path.columns * path.dim for path in self.paths}.values())
+
+    @property
+    def widest(self) -> int:
+        """Components of a channel, at most."""
+        return max(path.dim for path in self.paths)
+
+    def row_items(self) -> list[tuple[int, int, int]]:
+        """(first path, end, first column) of each block of a grid's column."""
+        paths, items = self.by_output, []
+        for n, path in enumerate(paths):
+            if n and paths[n - 1].out == path.out:
+                continue
+            end = n + sum(other.out == path.out for other in paths)
+            items += [(n, end, column) for column in range(0, path.columns, TILE)]
+        return items
+
+    def weight_items(self) -> list[tuple[int, int, int]]:
+        """(path, first u, first w) of each tile of weights."""
+        return [
+            (n, u, w)
+            for n, path in enumerate(self.by_output)
+            for u in range(0, path.channels, TILE)
+            for w in range(0, path.columns, TILE)
+        ]
+
+    def header(self, real: str, of_weights: bool) -> str:
+        """The text of ``plan.cuh``."""
+        fields = "path, u, w" if of_weights else "first, end, column"
+        items = self.weight_items() if of_weights else self.row_items()
+        lines = [
+            f"#define REAL {real}",
+            *defines(
+                {
+                    "IN_ROW": self.in_row,
+                    "OUT_ROW": self.out_row,
+                    "SPECIES": max(1, self.species),
+                    "SORTED": int(self.species > 0),
+                    "WEIGHTS": self.weights,
+                }
+            ),
+            "struct Path { int in, channels, out, columns, dim, weight; REAL scale; };",
+            f"struct Item {{ int {fields}; }};",
+            array("Path", "PATH", list(self.by_output)),
+            array("Item", "ITEM", items),
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _scale(path: ProductPath) -> float | None:
+    """What the path's constants are times the identity, if they are."""
+    matrix = (path.coupling.dense() * path.path_weight).squeeze(1)
+    scale = float(matrix[0, 0])
+    square = matrix.shape[0] == matrix.shape[1]
+    return scale if square and np.array_equal(matrix, scale * np.eye(len(matrix))) else None

@@ -1,0 +1,59 @@
+"""o3.Linear's kernels against float64 stock e3nn: values, first and second derivatives, on a GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # poisoned memory asks for it
+os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pytest
+import torch
+from comparison import accelerated, draw, usage
+from linear_parity import CASES, built, check
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.usefixtures("float64"),
+]
+
+MACE = ("128x0e+128x1o", "128x0e+128x1o")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 70, 600])
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_derivatives(case: str, rows: int, dtype: torch.dtype) -> None:
+    module = built(*CASES[case])
+    x = draw((rows, module.irreps_in.dim), 3).requires_grad_()
+    check(module, x, dtype, device="cuda")
+
+
+def test_captured_in_a_cuda_graph() -> None:
+    """A replay equals the eager call, bit by bit."""
+    module = built(*MACE).to("cuda", torch.float32)
+    x = draw((500, module.irreps_in.dim), 1, torch.float32).cuda().requires_grad_()
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(module(x).pow(2).sum(), (x, module.weight))
+
+    with accelerated(backend="cuda"):
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                gradients()
+        torch.cuda.current_stream().wait_stream(stream)
+        assert usage(module) == {("linear", "cuda"): 3}
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = gradients()
+        with torch.no_grad():
+            x.normal_()
+        graph.replay()
+        torch.cuda.synchronize()
+        eager = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))

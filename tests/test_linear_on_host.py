@@ -1,0 +1,59 @@
+"""o3.Linear's kernels on the CPU against float64 stock e3nn, to the second derivative."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comparison import draw
+from e3nn import o3
+from linear_parity import CASES, built, check
+
+from e3nn_accel.backends.cuda import CudaBackend
+from e3nn_accel.config import Config
+from e3nn_accel.patches.linear import e3nn_accel_describe
+from e3nn_accel.plan import PlanContext, Refusal
+
+pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_derivatives(case: str) -> None:
+    module = built(*CASES[case])
+    check(module, draw((70, module.irreps_in.dim), 3).requires_grad_(), torch.float64)
+
+
+def test_single_precision() -> None:
+    module = built(*CASES["MACE"])
+    check(module, draw((300, module.irreps_in.dim), 3).requires_grad_(), torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (2, 3), ()])
+def test_leading_dimensions(shape: tuple[int, ...]) -> None:
+    module = built(*CASES["MACE"])
+    check(module, draw((*shape, module.irreps_in.dim), 3).requires_grad_(), torch.float64)
+
+
+def test_weights_from_outside_and_columns_of_wider_rows() -> None:
+    module = built(*CASES["MACE"], shared_weights=True, internal_weights=False)
+    x = draw((module.irreps_in.dim, 5), 1).T.requires_grad_()
+    w = draw((module.weight_numel, 2), 2)[:, 0].requires_grad_()
+    check(module, x, torch.float64, w=w)
+
+
+@pytest.mark.parametrize(
+    ("module", "backend", "reason"),
+    [
+        (("2x0e", "2x0e", {}), "auto", "haven't been timed on a GPU"),
+        (("2x0e", "2x0e", {"biases": True}), "cuda", "biases"),
+        (("2x0e", "2x1o", {}), "cuda", "no path"),
+    ],
+    ids=["default", "biases", "no path"],
+)
+def test_refusals(module: tuple[str, str, dict[str, bool]], backend: str, reason: str) -> None:
+    irreps_in, irreps_out, given = module
+    descriptor = e3nn_accel_describe(o3.Linear(irreps_in, irreps_out, **given), "linear")
+    assert descriptor is not None
+    context = PlanContext(torch.float64, torch.device("cpu"), Config(backend=backend))
+    refused = CudaBackend().plan(descriptor, context)
+    assert isinstance(refused, Refusal)
+    assert reason in refused.reason
