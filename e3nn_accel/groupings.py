@@ -94,9 +94,41 @@ class Neighbours:
     first_of_sender: torch.Tensor
 
 
+@dataclass(frozen=True)
+class NodesBySpecies:
+    """Rows of node_attrs grouped by their single non-zero, for kernels; rows with another number apart.
+
+    Built on the device without waiting for it. Indices are int32, as of `Neighbours`.
+
+    Attributes:
+        attrs: [nodes, kinds], or None where every node is a species of its own.
+        kinds: Species.
+        species: [nodes], the column of a row's single non-zero; ``kinds`` for any other row.
+        order: [nodes], nodes in the order of ``species``, stable.
+        first: [kinds + 2], where each species starts in it, the last being ``kinds``.
+    """
+
+    attrs: torch.Tensor | None
+    kinds: int
+    species: torch.Tensor
+    order: torch.Tensor
+    first: torch.Tensor
+
+    @classmethod
+    def each_its_own(cls, nodes: int, device: torch.device) -> NodesBySpecies:
+        """As many species as nodes."""
+        numbers = torch.arange(nodes + 2, device=device, dtype=torch.int32)
+        return cls(None, nodes, numbers[:nodes], numbers[:nodes], numbers.clamp(max=nodes))
+
+
 def species_of(attrs: torch.Tensor) -> Species | None:
     """Group rows [.., species] by their single non-zero; None where a row has another number of them."""
     return _shared(attrs, "species", _find_species)
+
+
+def nodes_by_species(attrs: torch.Tensor) -> NodesBySpecies:
+    """Group rows of ``attrs`` [nodes, species] by their single non-zero."""
+    return _shared(attrs, "nodes by species", _find_nodes)
 
 
 def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
@@ -111,6 +143,17 @@ def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
 def neighbours_of(edge_index: torch.Tensor, nodes: int) -> Neighbours:
     """Both orders of the edges of ``edge_index`` [2, edges] (senders, receivers)."""
     return _shared(edge_index, f"neighbours {nodes}", lambda index: _find_neighbours(index, nodes))
+
+
+def _find_nodes(attrs: torch.Tensor) -> NodesBySpecies:
+    kinds = attrs.shape[1]
+    present = (attrs != 0).int()
+    species = torch.where(present.sum(1) == 1, present.argmax(1), kinds)
+    ordered, order = torch.sort(species, stable=True)
+    first = torch.searchsorted(ordered, torch.arange(kinds + 2, device=attrs.device))
+    # a copy: the grouping is kept as long as its key is
+    own = attrs.clone(memory_format=torch.contiguous_format)
+    return NodesBySpecies(own, kinds, species.int(), order.int(), first.int())
 
 
 def _find_neighbours(edge_index: torch.Tensor, nodes: int) -> Neighbours:

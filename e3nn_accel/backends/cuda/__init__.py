@@ -1,21 +1,26 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
-It has kernels for the fused convolution and for tensor products edge by edge; what it refuses, the
-torch backend plans on the same device.
+It has kernels for the fused convolution, for tensor products edge by edge and for the symmetric
+contraction; what it refuses, the torch backend plans on the same device.
 """
 
 from __future__ import annotations
 
 import torch
 
-from e3nn_accel.descriptor import ConvolutionDescriptor, Descriptor, TensorProductDescriptor
+from e3nn_accel.descriptor import (
+    ContractionDescriptor,
+    ConvolutionDescriptor,
+    Descriptor,
+    TensorProductDescriptor,
+)
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
 
 DTYPES = (torch.float32, torch.float64)
 
 
 class CudaBackend:
-    """Plans convolutions and tensor products for tensors on an NVIDIA GPU."""
+    """Plans convolutions, tensor products and contractions for tensors on an NVIDIA GPU."""
 
     name = "cuda"
     priority = 10
@@ -28,8 +33,8 @@ class CudaBackend:
         return cuda_availability()
 
     def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
-        """Plan a convolution or a tensor product, or say why not."""
-        from e3nn_accel.backends.cuda import convolution, tensor_product
+        """Plan a convolution, a tensor product or a contraction, or say why not."""
+        from e3nn_accel.backends.cuda import contraction, convolution, tensor_product
 
         if context.dtype not in DTYPES:
             return Refusal(
@@ -38,7 +43,9 @@ class CudaBackend:
             )
         if isinstance(descriptor, TensorProductDescriptor):
             return tensor_product.plan(descriptor, context)
+        if isinstance(descriptor, ContractionDescriptor):
+            return contraction.plan(descriptor, context)
         if not isinstance(descriptor, ConvolutionDescriptor):
-            return Refusal(self.name, "has kernels for convolutions and tensor products alone")
+            return Refusal(self.name, "has no kernels for Linear")
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)
