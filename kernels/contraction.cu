@@ -28,10 +28,6 @@ __device__ __forceinline__ long long place(int k, long long node, int channel) {
     return node * (CHANNELS * OUTPUTS) + PLACE[k].offset + channel * PLACE[k].stride + PLACE[k].m;
 }
 
-__device__ __forceinline__ void forget_all(number (&f)[COMPONENTS]) {
-    UNROLL for (int i = 0; i < COMPONENTS; i++) forget(f[i]);
-}
-
 #if FORWARD
 extern "C" __global__ void __launch_bounds__(THREADS)
 contraction_forward(const real* __restrict__ x, const real* __restrict__ weights, const real* __restrict__ attrs,
@@ -52,9 +48,10 @@ contraction_forward(const real* __restrict__ x, const real* __restrict__ weights
         number b[P::ROWS], w[P::PATHS];
         pass.polynomials(f, b);
         weights_of<P>(w, pass, weights, hweights, attrs, species, kinds, node, channel);
-        UNROLL for (int q = 0; q < P::PATHS; q++)
-            UNROLL for (int m = 0; m < pass.path(q).width; m++)
-                sums[pass.path(q).out + m] = multiply_add(w[q], b[pass.path(q).row + m], sums[pass.path(q).out + m]);
+        UNROLL for (int r = 0; r < pass.rows(); r++) {
+            number& sum = sums[pass.row(r).out];
+            sum = multiply_add(w[pass.row(r).path], b[r], sum);
+        }
         forget_all(f);
     });
     UNROLL for (int k = 0; k < OUTPUTS; k++) store_once(out + place(k, node, channel), result_of(sums[k]));
@@ -67,27 +64,25 @@ contraction_features(const real* __restrict__ x, const real* __restrict__ weight
                      const int* __restrict__ species, const real* __restrict__ hx, const real* __restrict__ hweights,
                      const real* __restrict__ grad, long long nodes, int kinds, real* __restrict__ dx) {
     __shared__ real staged[THREADS * STRIDE];
-    const long long first = (long long)blockIdx.x * THREADS, column = first + threadIdx.x;
+    const long long first = (long long)blockIdx.x * THREADS;
     const int count = (int)min((long long)THREADS, nodes * CHANNELS - first);
+    const long long column = first + min((int)threadIdx.x, count - 1);
     number f[COMPONENTS], sums[COMPONENTS];
     fetch(f, staged, x, hx, first, count);
     UNROLL for (int i = 0; i < COMPONENTS; i++) sums[i] = number{};
-    if ((int)threadIdx.x < count) {
-        const long long node = column / CHANNELS;
-        const int channel = (int)(column % CHANNELS);
-        real g[OUTPUTS];
-        UNROLL for (int k = 0; k < OUTPUTS; k++) g[k] = __ldg(grad + place(k, node, channel));
-        each_pass([&](auto pass) {
-            typedef decltype(pass) P;
-            number y[P::ROWS], w[P::PATHS];
-            weights_of<P>(w, pass, weights, hweights, attrs, species, kinds, node, channel);
-            UNROLL for (int q = 0; q < P::PATHS; q++)
-                UNROLL for (int m = 0; m < pass.path(q).width; m++)
-                    y[pass.path(q).row + m] = multiply(g[pass.path(q).out + m], w[q]);
-            pass.gradient(f, y, sums);
-            forget_all(f);
-        });
-    }
+    // Threads without a channel do the last one's work, with features of zero, and write nothing.
+    const long long node = column / CHANNELS;
+    const int channel = (int)(column % CHANNELS);
+    real g[OUTPUTS];
+    UNROLL for (int k = 0; k < OUTPUTS; k++) g[k] = __ldg(grad + place(k, node, channel));
+    each_pass([&](auto pass) {
+        typedef decltype(pass) P;
+        number y[P::ROWS], w[P::PATHS];
+        weights_of<P>(w, pass, weights, hweights, attrs, species, kinds, node, channel);
+        UNROLL for (int r = 0; r < pass.rows(); r++) y[r] = multiply(g[pass.row(r).out], w[pass.row(r).path]);
+        pass.gradient(f, y, sums);
+        forget_all(f);
+    });
     __syncthreads();
     UNROLL for (int i = 0; i < COMPONENTS; i++) staged[threadIdx.x * STRIDE + i] = result_of(sums[i]);
     __syncthreads();
@@ -121,11 +116,11 @@ contraction_weights(const real* __restrict__ x, const real* __restrict__ attrs, 
                 if ((int)threadIdx.x >= count) continue;
                 number b[P::ROWS];
                 pass.polynomials(f, b);
-                UNROLL for (int q = 0; q < P::PATHS; q++)
-                    UNROLL for (int m = 0; m < pass.path(q).width; m++) {
-                        const real g = a * __ldg(grad + place(pass.path(q).out + m, node, channel));
-                        sums[q] = multiply_add(g, b[pass.path(q).row + m], sums[q]);
-                    }
+                UNROLL for (int r = 0; r < pass.rows(); r++) {
+                    const real g = a * __ldg(grad + place(pass.row(r).out, node, channel));
+                    number& sum = sums[pass.row(r).path];
+                    sum = multiply_add(g, b[r], sum);
+                }
             }
         }
         if ((int)threadIdx.x >= count) return;

@@ -15,6 +15,11 @@ struct Path {
     int weight, width, out, row;
 };
 
+// A component of a polynomial: its path within the pass, and the component of the output.
+struct Row {
+    int path, out;
+};
+
 // A value and its derivative in one direction: what is written for values computes derivatives with these.
 struct Dual {
     real v, d;
@@ -46,17 +51,22 @@ __device__ __forceinline__ real result_of(number a) { return a; }
 // the next, in more registers than there are.
 __device__ __forceinline__ void forget(float& a) {
 #ifndef E3NN_ACCEL_HOST
-    asm volatile("" : "+f"(a));
+    asm("" : "+f"(a));
 #endif
 }
 __device__ __forceinline__ void forget(double& a) {
 #ifndef E3NN_ACCEL_HOST
-    asm volatile("" : "+d"(a));
+    asm("" : "+d"(a));
 #endif
 }
 __device__ __forceinline__ void forget(Dual& a) {
     forget(a.v);
     forget(a.d);
+}
+
+template <class T, int N>
+__device__ __forceinline__ void forget_all(T (&f)[N]) {
+    UNROLL for (int i = 0; i < N; i++) forget(f[i]);
 }
 
 // The features of `count` channels that follow one another, from `first` on, a thread each. They are moved

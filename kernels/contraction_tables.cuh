@@ -13,6 +13,8 @@ struct TablePass {
     int at;
 
     __device__ __forceinline__ Path path(int) const { return {PATH[at].weight, PATH[at].width, PATH[at].out, 0}; }
+    __device__ __forceinline__ int rows() const { return PATH[at].width; }
+    __device__ __forceinline__ Row row(int r) const { return {0, PATH[at].out + r}; }
 
     template <class T>
     __device__ __forceinline__ void polynomials(const T (&x)[COMPONENTS], T (&b)[ROWS]) const {

@@ -14,6 +14,8 @@ from e3nn_accel.symmetric_basis import Monomial
 
 MOST_LINES = 6000
 """Multiply-adds of the longest function, before derivatives multiply them: some seconds for the compiler."""
+SECTION = 300
+"""Lines between branches."""
 MOST_TERMS = 1 << 16
 """Terms of a table, which is text that the compiler reads."""
 
@@ -52,19 +54,25 @@ def header(paths: Paths, passes: tuple[Pass, ...], threads: int, real: str, tabl
 
 def _functions(passes: tuple[Pass, ...]) -> Iterator[str]:
     for n, one in enumerate(passes):
-        listed = ", ".join(text for text in _places_of(one.paths))
+        listed = ", ".join(_places_of(one.paths))
+        rows = ", ".join(_rows_of(one.paths))
         yield f"""struct Pass{n} {{
     enum {{ ROWS = {one.rows}, PATHS = {len(one.paths)} }};
     static __device__ __forceinline__ constexpr Path path(int q) {{
         constexpr Path PATH[] = {{{listed}}};
         return PATH[q];
     }}
+    static __device__ __forceinline__ constexpr int rows() {{ return ROWS; }}
+    static __device__ __forceinline__ constexpr Row row(int r) {{
+        constexpr Row ROW[] = {{{rows}}};
+        return ROW[r];
+    }}
     template <class T>
     static __device__ __forceinline__ void polynomials(const T (&x)[COMPONENTS], T (&b)[ROWS]) {{
 {_body(_polynomials(one))}
     }}
     template <class T>
-    static __device__ __forceinline__ void gradient(const T (&x)[COMPONENTS], const T (&y)[ROWS], T (&dx)[COMPONENTS]) {{
+    static __device__ __forceinline__ void gradient(T (&x)[COMPONENTS], T (&y)[ROWS], T (&dx)[COMPONENTS]) {{
 {_body(_gradient(one))}
     }}
 }};"""
@@ -86,6 +94,11 @@ def _places_of(paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
         yield f"{{{path.weight}, {path.width}, {path.out}, {row}}}"
         row += path.width
+
+
+def _rows_of(paths: Iterable[Path]) -> Iterator[str]:
+    for q, path in enumerate(paths):
+        yield from (f"{{{q}, {path.out + m}}}" for m in range(path.width))
 
 
 def _polynomials(one: Pass) -> Iterator[str]:
@@ -137,9 +150,35 @@ def _gradient(one: Pass) -> Iterator[str]:
             begun = True
 
     children = _children(terms)
-    for root in children.get((), ()):
-        yield from visit(root)
-        yield f"dx[{root[0]}] = add(dx[{root[0]}], t{_suffix(root)});"
+    yield from _in_sections(
+        [*visit(root), f"dx[{root[0]}] = add(dx[{root[0]}], t{_suffix(root)});"]
+        for root in children.get((), ())
+    )
+
+
+def _in_sections(blocks: Iterable[list[str]]) -> Iterator[str]:
+    """Blocks of lines one after the other, cut by branches that are always taken.
+
+    LLVM's time for the gradient's straight line grows with its square: eight seconds for MACE's, a fifth
+    of that in sections.
+    """
+    sections: list[list[str]] = []
+    for block in blocks:
+        if not sections or len(sections[-1]) + len(block) > SECTION:
+            sections.append([])
+        sections[-1] += block
+    if len(sections) == 1:
+        yield from sections[0]
+        return
+    yield '_Pragma("unroll 1") for (int section = 0; section < %d; section++) switch (section) {' % (
+        len(sections)
+    )
+    for n, lines in enumerate(sections):
+        yield f"case {n}: {{"
+        yield "forget_all(x); forget_all(y);"
+        yield from lines
+        yield "} break;"
+    yield "}"
 
 
 def _children(terms: Iterable[Monomial]) -> Children:

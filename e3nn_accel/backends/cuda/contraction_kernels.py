@@ -54,7 +54,7 @@ class FusedContraction:
         each = words * (2 if tangent else 1)
         sums = {"forward": paths.outputs, "features": paths.components + paths.outputs}
         left = REGISTERS - each * paths.components - words * sums.get(kind, 0)
-        return paths.passes(max(LEAST_ROWS, left // each), extra=1 if kind == "weights" else 0)
+        return paths.passes(max(LEAST_ROWS, left // each), extra=0 if kind == "features" else 1)
 
     def threads_of(self, kind: Kind) -> int:
         """Of a block; no more than channels where a thread keeps its channel."""
