@@ -8,13 +8,15 @@ from functools import partial
 
 import torch
 from convolution_parity import every_path
+from mace_parts import Contraction
 
+from e3nn_accel.backends.cuda import contraction as contraction_plan
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
-from e3nn_accel.descriptor import ConvolutionDescriptor
+from e3nn_accel.descriptor import ContractionDescriptor, ConvolutionDescriptor
 from e3nn_accel.health import registry
-from e3nn_accel.plan import PlanContext
+from e3nn_accel.plan import Plan, PlanContext
 
 Programs = Callable[[torch.dtype, int], list[KernelProgram]]
 """Of a dtype and a compute capability."""
@@ -73,6 +75,20 @@ def _convolution(
     return [part.program for variant in variants for part in kernels.parts(variant)]
 
 
+def contraction(outputs: str, correlation: int = 3, components: str = SH) -> Programs:
+    """Of MACE's symmetric contraction, 128 channels."""
+    return partial(_contraction, Contraction(components, outputs, correlation, channels=128))
+
+
+def _contraction(shape: Contraction, dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    descriptor = registry().describe(shape.build(), "contraction")
+    assert isinstance(descriptor, ContractionDescriptor), descriptor
+    context = PlanContext(dtype, torch.device("cuda", 0), Config(), architecture)
+    plan = contraction_plan.plan(descriptor, context)
+    assert isinstance(plan, Plan), plan
+    return list(plan.programs)
+
+
 PLANS = {
     "MACE layer 1": RecordedPlan(convolution("128x0e", SH, SH), BOTH),
     "MACE layer 2": RecordedPlan(
@@ -91,5 +107,12 @@ PLANS = {
     "odd multiplicities": RecordedPlan(convolution("5x0e+3x1o", "0e+1o", "0e+1o")),
     "several channels of the second input": RecordedPlan(
         convolution("8x0e+8x1o", "2x0e+3x1o", "0e+1o")
+    ),
+    "contraction, MACE": RecordedPlan(
+        contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True
+    ),
+    "contraction, last layer": RecordedPlan(contraction("0e"), architectures=BEFORE_BLACKWELL),
+    "contraction, MACE large": RecordedPlan(
+        contraction("0e+1o+2e"), architectures=(90,), takes_long=True
     ),
 }

@@ -92,7 +92,9 @@ class FusedContraction:
         out = x.new_empty((len(x), self.paths.channels * self.paths.outputs))
         kernel = self.kernel("forward", h is not None, x.device)
         hx, hw = h or (None, None)
-        kernel(*self._columns(x), x, w, nodes.attrs, nodes.species, hx, hw, len(x), nodes.kinds, out)
+        kernel(
+            *self._columns(x), x, w, nodes.attrs, nodes.species, hx, hw, len(x), nodes.kinds, out
+        )
         return out
 
     def backward(
@@ -119,9 +121,7 @@ class FusedContraction:
             sums = w.new_empty((shares, *w.shape))
             threads = self.threads_of("weights")
             chunks = -(-self.paths.channels // threads)
-            passes = (
-                len(self.paths.paths) if self.tables else len(self.passes("weights", tangent))
-            )
+            passes = len(self.paths.paths) if self.tables else len(self.passes("weights", tangent))
             kernel = self.kernel("weights", tangent, x.device)
             kernel(
                 (nodes.kinds * chunks, shares, passes), (threads, 1, 1),
