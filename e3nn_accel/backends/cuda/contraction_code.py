@@ -78,11 +78,9 @@ def _functions(passes: tuple[Pass, ...]) -> Iterator[str]:
 }};"""
     calls = " ".join(f"f(Pass{n}{{}});" for n in range(len(passes)))
     choices = " ".join(f"if (n == {n}) f(Pass{n}{{}});" for n in range(len(passes)))
-    yield "template <class F> __device__ __forceinline__ void each_pass(const F& f) { %s }" % calls
-    yield (
-        "template <class F> __device__ __forceinline__ void only_pass(int n, const F& f) { %s }"
-        % choices
-    )
+    function = "template <class F> __device__ __forceinline__ void"
+    yield f"{function} each_pass(const F& f) {{ {calls} }}"
+    yield f"{function} only_pass(int n, const F& f) {{ {choices} }}"
 
 
 def _body(lines: Iterable[str]) -> str:
@@ -102,7 +100,7 @@ def _rows_of(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def _polynomials(one: Pass) -> Iterator[str]:
-    """b = B(x): each monomial is made once, of the one that lacks its last feature."""
+    """Lines for b = B(x): each monomial is made once, of the one that lacks its last feature."""
     terms = one.terms()
     begun: set[int] = set()
 
@@ -126,7 +124,7 @@ def _polynomials(one: Pass) -> Iterator[str]:
 
 
 def _gradient(one: Pass) -> Iterator[str]:
-    """dx += the gradient of sum_r y[r] B_r(x), by the product rule from the leaves of the tree of monomials.
+    """Lines for dx += the gradient of sum_r y[r] B_r(x), by the product rule from the leaves of the tree of monomials.
 
     t of a monomial is the derivative by it; with its factors v * x[k], dx[k] gets v t and t x[k] goes to v.
     """
@@ -174,10 +172,8 @@ def _in_sections(blocks: Iterable[list[str]], begin: str) -> Iterator[str]:
     if len(sections) == 1:
         yield from sections[0]
         return
-    yield (
-        '_Pragma("unroll 1") for (int section = 0; section < %d; section++) switch (section) {'
-        % (len(sections))
-    )
+    loop = f"for (int section = 0; section < {len(sections)}; section++)"
+    yield f'_Pragma("unroll 1") {loop} switch (section) {{'
     for n, lines in enumerate(sections):
         yield f"case {n}: {{"
         yield begin
