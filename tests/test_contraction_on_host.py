@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparison import accelerated, draw, usage
 from contraction_parity import check, check_operands
+from host_kernels import HostCompiler
 from mace_parts import ATTRS, Contraction, node_attrs
 
 from e3nn_accel.backends.cuda import contraction_code, contraction_kernels
@@ -40,6 +41,14 @@ def test_values_and_derivatives(case: str) -> None:
 @pytest.mark.parametrize("case", ["correlation 2, l=3", "correlation 3"])
 def test_single_precision(case: str) -> None:
     check(CASES[case], 7, torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_sanitized(sanitizer: str, kernels_on_host: HostCompiler) -> None:
+    """No race, nothing read or written that isn't there; one block is full, the other isn't."""
+    kernels_on_host.sanitizer = sanitizer
+    check(Contraction("0e+1o", "0e+1o", 2, channels=33), 5, torch.float64, "one row mixed")
 
 
 @pytest.mark.slow
@@ -79,7 +88,7 @@ def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be too long a code loops over tables."""
     monkeypatch.setattr(contraction_kernels, "MOST_LINES", 0)
     check(CASES["correlation 4"], 5, torch.float64)
-    check(CASES["correlation 2, l=3"], 5, torch.float32)
+    check(CASES["correlation 2, l=3"], 5, torch.float64, "one row mixed")
 
 
 def test_several_passes_and_sections(monkeypatch: pytest.MonkeyPatch) -> None:
