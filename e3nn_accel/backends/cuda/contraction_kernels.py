@@ -74,23 +74,24 @@ class FusedContraction:
             description=self.description,
         )
 
-    def kernel(self, kind: Kind, tangent: bool, device: torch.device) -> Kernel:
-        """Compiled and loaded at its first use; those of the first derivatives together."""
-        key = (kind, tangent, device)
-        if key not in self._kernels:
-            kinds = KINDS[1:] if kind != "forward" else KINDS[:1]
-            loaded = load_all([self.program(k, tangent) for k in kinds], device, self.config)
-            for k, program in zip(kinds, loaded, strict=True):
-                found = program.kernel(f"contraction_{k}", SIGNATURES[k])
-                self._kernels[k, tangent, device] = found
-        return self._kernels[key]
+    def kernels(
+        self, kinds: tuple[Kind, ...], tangent: bool, device: torch.device
+    ) -> tuple[Kernel, ...]:
+        """Compiled and loaded at their first use, those that are asked for together in parallel."""
+        missing = [kind for kind in kinds if (kind, tangent, device) not in self._kernels]
+        if missing:
+            programs = [self.program(kind, tangent) for kind in missing]
+            for kind, loaded in zip(missing, load_all(programs, device, self.config), strict=True):
+                found = loaded.kernel(f"contraction_{kind}", SIGNATURES[kind])
+                self._kernels[kind, tangent, device] = found
+        return tuple(self._kernels[kind, tangent, device] for kind in kinds)
 
     def forward(
         self, x: torch.Tensor, w: torch.Tensor, nodes: NodesBySpecies, h: Pair | None
     ) -> torch.Tensor:
         """Out [nodes, channels * outputs]; every element is written."""
         out = x.new_empty((len(x), self.paths.channels * self.paths.outputs))
-        kernel = self.kernel("forward", h is not None, x.device)
+        (kernel,) = self.kernels(("forward",), h is not None, x.device)
         hx, hw = h or (None, None)
         kernel(
             *self._columns(x), x, w, nodes.attrs, nodes.species, hx, hw, len(x), nodes.kinds, out
@@ -110,10 +111,11 @@ class FusedContraction:
         tangent = h is not None
         hx, hw = h or (None, None)
         dx = dw = None
+        needed = tuple(kind for kind, want in zip(KINDS[1:], wanted, strict=True) if want)
+        kernels = dict(zip(needed, self.kernels(needed, tangent, x.device), strict=True))
         if wanted[0]:
             dx = torch.empty_like(x)
-            kernel = self.kernel("features", tangent, x.device)
-            kernel(
+            kernels["features"](
                 *self._columns(x), x, w, nodes.attrs, nodes.species, hx, hw, g, len(x), nodes.kinds, dx
             )  # fmt: skip
         if wanted[1]:
@@ -122,8 +124,7 @@ class FusedContraction:
             threads = self.threads_of("weights")
             chunks = -(-self.paths.channels // threads)
             passes = len(self.paths.paths) if self.tables else len(self.passes("weights", tangent))
-            kernel = self.kernel("weights", tangent, x.device)
-            kernel(
+            kernels["weights"](
                 (nodes.kinds * chunks, shares, passes), (threads, 1, 1),
                 x, nodes.attrs, nodes.order, nodes.first, hx, g, nodes.kinds, sums,
             )  # fmt: skip
