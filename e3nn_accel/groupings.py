@@ -95,27 +95,40 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class SpeciesOrder:
-    """Rows in classes of their species, for kernels; built on the device without waiting for it.
+class NodesBySpecies:
+    """Rows of node_attrs grouped by their single non-zero, for kernels; rows with another number apart.
+
+    Built on the device without waiting for it. Indices are int32, as of `Neighbours`.
 
     Attributes:
-        order: [rows], rows in the order of their classes, stable; int32 as in `Neighbours`.
-        first: [species + 2], where each class starts in it: one for each species, of the rows whose
-            single non-zero is in its column, and one last of rows with any other number of non-zeros.
+        attrs: [nodes, kinds], or None where every node is a species of its own.
+        kinds: Species.
+        species: [nodes], the column of a row's single non-zero; ``kinds`` for any other row.
+        order: [nodes], nodes in the order of ``species``, stable.
+        first: [kinds + 2], where each species starts in it, the last being ``kinds``.
     """
 
+    attrs: torch.Tensor | None
+    kinds: int
+    species: torch.Tensor
     order: torch.Tensor
     first: torch.Tensor
 
-
-def species_order_of(attrs: torch.Tensor) -> SpeciesOrder:
-    """Sort rows [rows, species] by the column of their single non-zero."""
-    return _shared(attrs, "species order", _find_species_order)
+    @classmethod
+    def each_its_own(cls, nodes: int, device: torch.device) -> NodesBySpecies:
+        """As many species as nodes."""
+        numbers = torch.arange(nodes + 2, device=device, dtype=torch.int32)
+        return cls(None, nodes, numbers[:nodes], numbers[:nodes], numbers.clamp(max=nodes))
 
 
 def species_of(attrs: torch.Tensor) -> Species | None:
     """Group rows [.., species] by their single non-zero; None where a row has another number of them."""
     return _shared(attrs, "species", _find_species)
+
+
+def nodes_by_species(attrs: torch.Tensor) -> NodesBySpecies:
+    """Group rows of ``attrs`` [.., species] by their single non-zero."""
+    return _shared(attrs, "nodes by species", _find_nodes)
 
 
 def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
@@ -130,6 +143,19 @@ def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
 def neighbours_of(edge_index: torch.Tensor, nodes: int) -> Neighbours:
     """Both orders of the edges of ``edge_index`` [2, edges] (senders, receivers)."""
     return _shared(edge_index, f"neighbours {nodes}", lambda index: _find_neighbours(index, nodes))
+
+
+def _find_nodes(attrs: torch.Tensor) -> NodesBySpecies:
+    kinds = attrs.shape[-1]
+    attrs = attrs.reshape(-1, kinds)
+    single = torch.count_nonzero(attrs, 1) == 1
+    # filled by a number, which a kernel takes as it is: `torch.where` would copy it, and wait
+    species = attrs.abs().argmax(1).masked_fill(~single, kinds)
+    ordered, order = torch.sort(species, stable=True)
+    first = torch.searchsorted(ordered, torch.arange(kinds + 2, device=attrs.device))
+    # a copy: the grouping is kept as long as its key is
+    own = attrs.clone(memory_format=torch.contiguous_format)
+    return NodesBySpecies(own, kinds, species.int(), order.int(), first.int())
 
 
 def _find_neighbours(edge_index: torch.Tensor, nodes: int) -> Neighbours:
@@ -173,17 +199,6 @@ def _find_species(attrs: torch.Tensor) -> Species | None:
     return Species(
         order, inverse, is_sorted, None if ones else values[order], columns, tuple(bounds)
     )
-
-
-def _find_species_order(attrs: torch.Tensor) -> SpeciesOrder:
-    species = attrs.shape[-1]
-    attrs = attrs.reshape(-1, species)
-    single = torch.count_nonzero(attrs, 1) == 1
-    # filled by a number, which a kernel takes as it is: `torch.where` would copy it, and wait
-    kinds = attrs.abs().argmax(1).masked_fill(~single, species)
-    ordered, order = torch.sort(kinds, stable=True)
-    starts = torch.arange(species + 2, device=attrs.device)
-    return SpeciesOrder(order.int(), torch.searchsorted(ordered, starts).int())
 
 
 def _find_blocks(edge_index: torch.Tensor, nodes: int) -> Blocks:

@@ -9,12 +9,19 @@ from functools import partial
 import torch
 from convolution_parity import every_path
 from e3nn import o3
+from mace_parts import Contraction
 
+from e3nn_accel.backends.cuda import contraction as contraction_plan
 from e3nn_accel.backends.cuda import indexed_linear, linear
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
-from e3nn_accel.descriptor import ConvolutionDescriptor, LinearDescriptor, TensorProductDescriptor
+from e3nn_accel.descriptor import (
+    ContractionDescriptor,
+    ConvolutionDescriptor,
+    LinearDescriptor,
+    TensorProductDescriptor,
+)
 from e3nn_accel.health import registry
 from e3nn_accel.plan import Plan, PlanContext
 
@@ -110,6 +117,20 @@ def _single_matrix(
     return list(plan.programs)
 
 
+def contraction(outputs: str, correlation: int = 3, components: str = SH) -> Programs:
+    """Of MACE's symmetric contraction, 128 channels."""
+    return partial(_contraction, Contraction(components, outputs, correlation, channels=128))
+
+
+def _contraction(shape: Contraction, dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    descriptor = registry().describe(shape.build(), "contraction")
+    assert isinstance(descriptor, ContractionDescriptor), descriptor
+    context = PlanContext(dtype, torch.device("cuda", 0), Config(), architecture)
+    plan = contraction_plan.plan(descriptor, context)
+    assert isinstance(plan, Plan), plan
+    return list(plan.programs)
+
+
 PLANS = {
     "MACE layer 1": RecordedPlan(convolution("128x0e", SH, SH), BOTH),
     "MACE layer 2": RecordedPlan(
@@ -140,5 +161,12 @@ PLANS = {
     "skip connection, odd multiplicities": RecordedPlan(
         species_indexed("5x0e+33x1o+3x2e", "3x0e", "33x0e+5x1o+3x2e"),
         architectures=BEFORE_BLACKWELL,
+    ),
+    "contraction, MACE": RecordedPlan(
+        contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True
+    ),
+    "contraction, last layer": RecordedPlan(contraction("0e"), architectures=BEFORE_BLACKWELL),
+    "contraction, MACE large": RecordedPlan(
+        contraction("0e+1o+2e"), architectures=(90,), takes_long=True
     ),
 }

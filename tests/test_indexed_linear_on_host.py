@@ -19,11 +19,14 @@ from e3nn_accel.backends.cuda import indexed_linear
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import TensorProductDescriptor
-from e3nn_accel.groupings import species_order_of
+from e3nn_accel.groupings import nodes_by_species
 from e3nn_accel.patches.tensor_product import e3nn_accel_describe
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
-pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host"),
+]
 
 SPECIES = 4
 SMALL = ("3x0e+2x1o+2x0e", f"{SPECIES}x0e", "2x1o+3x0e")
@@ -160,7 +163,7 @@ def test_a_row_that_is_not_finite() -> None:
 def test_classes() -> None:
     """Rows with a single non-zero of any sign by its column, all others last."""
     attrs = torch.tensor([[0, 0, -2], [0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]]).double()
-    found = species_order_of(attrs)
+    found = nodes_by_species(attrs)
     assert found.order.tolist() == [2, 0, 4, 1, 3]
     assert found.first.tolist() == [0, 1, 1, 3, 5]
     assert found.order.dtype == found.first.dtype == torch.int32

@@ -13,7 +13,10 @@ from e3nn_accel.config import Config
 from e3nn_accel.patches.linear import e3nn_accel_describe
 from e3nn_accel.plan import PlanContext, Refusal
 
-pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host"),
+]
 
 
 @pytest.mark.parametrize("case", CASES)

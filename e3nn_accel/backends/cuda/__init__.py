@@ -1,8 +1,8 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
 It has kernels for the fused convolution and for tensor products edge by edge; asked for by name, for
-species-indexed linears and ``o3.Linear``, too, which no GPU has timed yet. What it refuses, the torch
-backend plans on the same device.
+species-indexed linears, ``o3.Linear`` and the symmetric contraction, too, which no GPU has timed yet. What
+it refuses, the torch backend plans on the same device.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from e3nn_accel.descriptor import (
-    ConvolutionDescriptor,
+    ContractionDescriptor,
     Descriptor,
     LinearDescriptor,
     TensorProductDescriptor,
@@ -22,7 +22,7 @@ UNTIMED = "its kernels haven't been timed on a GPU: backend='cuda' asks for them
 
 
 class CudaBackend:
-    """Plans convolutions and tensor products for tensors on an NVIDIA GPU."""
+    """Plans convolutions, tensor products and contractions for tensors on an NVIDIA GPU."""
 
     name = "cuda"
     priority = 10
@@ -35,8 +35,8 @@ class CudaBackend:
         return cuda_availability()
 
     def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
-        """Plan a convolution, a tensor product or a linear, or say why not."""
-        from e3nn_accel.backends.cuda import convolution, linear, tensor_product
+        """Plan a convolution, a tensor product, a linear or a contraction, or say why not."""
+        from e3nn_accel.backends.cuda import contraction, convolution, linear, tensor_product
 
         if context.dtype not in DTYPES:
             return Refusal(
@@ -49,8 +49,8 @@ class CudaBackend:
             return tensor_product.plan(descriptor, context)
         if isinstance(descriptor, LinearDescriptor):
             return linear.plan(descriptor, context)
-        if not isinstance(descriptor, ConvolutionDescriptor):
-            return Refusal(self.name, "has no kernels for contractions")
+        if isinstance(descriptor, ContractionDescriptor):
+            return contraction.plan(descriptor, context)
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)
 
@@ -60,4 +60,4 @@ def _untimed(descriptor: Descriptor) -> bool:
         from e3nn_accel.backends.torch import species_linear
 
         return species_linear.applies(descriptor)
-    return isinstance(descriptor, LinearDescriptor)
+    return isinstance(descriptor, LinearDescriptor | ContractionDescriptor)

@@ -12,7 +12,7 @@ from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels,
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.torch import tensor_product
 from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
-from e3nn_accel.groupings import species_order_of
+from e3nn_accel.groupings import nodes_by_species
 from e3nn_accel.layout import flat_rows
 from e3nn_accel.ops.weighted import weighted
 from e3nn_accel.plan import Plan, PlanContext, Refusal
@@ -33,7 +33,7 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
         leading = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
         x, attrs = flat_rows(x, leading, dim1), flat_rows(y.detach(), leading, species)
         # rows that needed no change are found again by the tensor that the caller has
-        by = species_order_of(y if y.shape[:-1] == leading else attrs)
+        by = nodes_by_species(y if y.shape[:-1] == leading else attrs)
         call = OneCall(kernels, attrs.contiguous(), by)
         return weighted(x, weight.reshape(-1), call).reshape(*leading, dim_out)
 

@@ -10,7 +10,7 @@ from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_launch import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.groupings import SpeciesOrder
+from e3nn_accel.groupings import NodesBySpecies
 from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
@@ -96,7 +96,7 @@ class OneCall:
 
     kernels: IndexedLinearKernels
     attrs: torch.Tensor | None = None
-    by: SpeciesOrder | None = None
+    by: NodesBySpecies | None = None
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """[rows, out]."""

@@ -1,0 +1,131 @@
+// MACE's symmetric contraction: polynomials in a channel's features, weighted by the node's species.
+//
+//   out[n,c,m] = sum_p w[n,p,c] * B_p,m(x[n,c])             w[n,p,c] = sum_s attrs[n,s] * weights[s,p,c]
+//   dx[n,c,i]  = d/dx_i of sum_p,m y_p,m B_p,m(x[n,c])      y_p,m = w[n,p,c] * g[n,c,m]
+//   dweights[s,p,c] = sum_n attrs[n,s] * sum_m g[n,c,m] B_p,m(x[n,c])
+//
+// B are the independent ones among MACE's couplings, as polynomials (symmetric_basis.py): 61 with 486 terms
+// where MACE has 0e+1o from 0e+1o+2e+3o to the third degree. plan.cuh has them as code: `polynomials` makes
+// every monomial once, of the one that lacks its last feature; `gradient` goes through the same tree from
+// its leaves. Coefficients are immediates, features and polynomials lie in registers; what doesn't fit is
+// made in several passes, and what is too long for a compiler runs from tables (contraction_tables.cuh).
+//
+// A thread owns a channel of a node, in forward and for dx; a block owns THREADS of them, whatever the
+// number of channels. Both read x once, and w from the cache, where it serves all nodes of a species;
+// b (in + out) per channel, and a few hundred multiply-adds: bound by arithmetic.
+// For dweights a block owns a species, THREADS channels and a share of the species' nodes, in `order`: a sum
+// for each share, to be added up in a fixed order. Nothing is atomic. A node of several species is in a list
+// of its own, which every species goes through; first[kinds] is where it starts.
+//
+// Second derivatives are the same code in dual numbers (TANGENT): with (hx, hweights) the gradients of
+// (dx, dweights), those by (g, x, weights) are the derivatives of (out, dx, dweights) in that direction.
+// Either may be absent. Nothing but operands is saved: recomputing costs less than reading.
+
+#include "plan.cuh"
+
+// Where component k of a channel's result lies.
+__device__ __forceinline__ long long place(int k, long long node, int channel) {
+    return node * (CHANNELS * OUTPUTS) + PLACE[k].offset + channel * PLACE[k].stride + PLACE[k].m;
+}
+
+#if FORWARD
+extern "C" __global__ void __launch_bounds__(THREADS)
+contraction_forward(const real* __restrict__ x, const real* __restrict__ weights, const real* __restrict__ attrs,
+                    const int* __restrict__ species, const real* __restrict__ hx, const real* __restrict__ hweights,
+                    long long nodes, int kinds, real* __restrict__ out) {
+    __shared__ real staged[THREADS * STRIDE];
+    const long long first = (long long)blockIdx.x * THREADS, column = first + threadIdx.x;
+    const int count = (int)min((long long)THREADS, nodes * CHANNELS - first);
+    number f[COMPONENTS];
+    fetch(f, staged, x, hx, first, count);
+    if ((int)threadIdx.x >= count) return;
+    const long long node = column / CHANNELS;
+    const int channel = (int)(column % CHANNELS);
+    number sums[OUTPUTS];
+    UNROLL for (int k = 0; k < OUTPUTS; k++) sums[k] = number{};
+    each_pass([&](auto pass) {
+        typedef decltype(pass) P;
+        number b[P::ROWS], w[P::PATHS];
+        pass.polynomials(f, b);
+        weights_of<P>(w, pass, weights, hweights, attrs, species, kinds, node, channel);
+        UNROLL for (int r = 0; r < pass.rows(); r++) {
+            number& sum = sums[pass.row(r).out];
+            sum = multiply_add(w[pass.row(r).path], b[r], sum);
+        }
+        forget_all(f);
+    });
+    UNROLL for (int k = 0; k < OUTPUTS; k++) store_once(out + place(k, node, channel), result_of(sums[k]));
+}
+#endif
+
+#if FEATURES
+extern "C" __global__ void __launch_bounds__(THREADS)
+contraction_features(const real* __restrict__ x, const real* __restrict__ weights, const real* __restrict__ attrs,
+                     const int* __restrict__ species, const real* __restrict__ hx, const real* __restrict__ hweights,
+                     const real* __restrict__ grad, long long nodes, int kinds, real* __restrict__ dx) {
+    __shared__ real staged[THREADS * STRIDE];
+    const long long first = (long long)blockIdx.x * THREADS;
+    const int count = (int)min((long long)THREADS, nodes * CHANNELS - first);
+    const long long column = first + min((int)threadIdx.x, count - 1);
+    number f[COMPONENTS], sums[COMPONENTS];
+    fetch(f, staged, x, hx, first, count);
+    UNROLL for (int i = 0; i < COMPONENTS; i++) sums[i] = number{};
+    // Threads without a channel do the last one's work, with features of zero, and write nothing.
+    const long long node = column / CHANNELS;
+    const int channel = (int)(column % CHANNELS);
+    real g[OUTPUTS];
+    UNROLL for (int k = 0; k < OUTPUTS; k++) g[k] = __ldg(grad + place(k, node, channel));
+    each_pass([&](auto pass) {
+        typedef decltype(pass) P;
+        number y[P::ROWS], w[P::PATHS];
+        weights_of<P>(w, pass, weights, hweights, attrs, species, kinds, node, channel);
+        UNROLL for (int r = 0; r < pass.rows(); r++) y[r] = multiply(g[pass.row(r).out], w[pass.row(r).path]);
+        pass.gradient(f, y, sums);
+        forget_all(f);
+    });
+    __syncthreads();
+    UNROLL for (int i = 0; i < COMPONENTS; i++) staged[threadIdx.x * STRIDE + i] = result_of(sums[i]);
+    __syncthreads();
+    for (int n = threadIdx.x; n < count * COMPONENTS; n += THREADS)
+        store_once(dx + first * COMPONENTS + n, staged[n / COMPONENTS * STRIDE + n % COMPONENTS]);
+}
+#endif
+
+#if WEIGHTS
+extern "C" __global__ void __launch_bounds__(THREADS)
+contraction_weights(const real* __restrict__ x, const real* __restrict__ attrs, const int* __restrict__ order,
+                    const int* __restrict__ starts, const real* __restrict__ hx, const real* __restrict__ grad,
+                    int kinds, real* __restrict__ dweights) {
+    __shared__ real staged[THREADS * STRIDE];
+    const int s = blockIdx.x / CHUNKS, first = blockIdx.x % CHUNKS * THREADS, channel = first + threadIdx.x;
+    const int count = min(THREADS, CHANNELS - first);
+    only_pass(blockIdx.z, [&](auto pass) {
+        typedef decltype(pass) P;
+        number sums[P::PATHS];
+        UNROLL for (int q = 0; q < P::PATHS; q++) sums[q] = number{};
+        for (int list = 0; list < 2; list++) {  // nodes of this species alone, then those of several
+            const int* bounds = starts + (list ? kinds : s);
+            const long long all = bounds[1] - bounds[0];
+            const int end = bounds[0] + (int)(all * (blockIdx.y + 1) / gridDim.y);
+            for (int t = bounds[0] + (int)(all * blockIdx.y / gridDim.y); t < end; t++) {
+                const long long node = order[t];
+                const real a = attrs ? __ldg(attrs + node * kinds + s) : (real)1;
+                if (a == 0) continue;
+                number f[COMPONENTS];
+                fetch(f, staged, x, hx, node * CHANNELS + first, count);
+                if ((int)threadIdx.x >= count) continue;
+                number b[P::ROWS];
+                pass.polynomials(f, b);
+                UNROLL for (int r = 0; r < pass.rows(); r++) {
+                    const real g = a * __ldg(grad + place(pass.row(r).out, node, channel));
+                    number& sum = sums[pass.row(r).path];
+                    sum = multiply_add(g, b[r], sum);
+                }
+            }
+        }
+        if ((int)threadIdx.x >= count) return;
+        real* to = dweights + ((long long)blockIdx.y * kinds + s) * PATHS_OF_ALL * CHANNELS + channel;
+        UNROLL for (int q = 0; q < P::PATHS; q++) store_once(to + (long long)pass.path(q).weight * CHANNELS, result_of(sums[q]));
+    });
+}
+#endif
