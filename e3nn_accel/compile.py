@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 GENERATED = "plan.cuh"
 """What a kernel file includes to get the constants of its plan."""
 
-OPTIONS = ("-std=c++17", "-lineinfo", "--ptxas-options=-v")
+OPTIONS = ("-std=c++17", "-default-device", "-lineinfo", "--ptxas-options=-v")
+# NVRTC 12.4 and 13.0 take a lambda in a __device__ function for one of the host without -default-device.
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)".*$', re.MULTILINE)
 _ONCE = re.compile(r"^[ \t]*#[ \t]*pragma[ \t]+once\b.*$", re.MULTILINE)
