@@ -5,32 +5,48 @@
 //
 // Rows come sorted by class (`order`, `first`, made on the device): class s < SPECIES has the rows whose
 // single non-zero is attrs[n,s], class SPECIES all others, rows without any among them. A block owns
-// TILE / dim nodes of one class, all their components, and 64 columns of an output block; it sums over
+// ROWS / dim nodes of one class, all their components, and 64 columns of an output block; it sums over
 // all paths into it, and over one species, or in the last class over those that occur in the tile. So
 // the same sum is exact whatever attrs are, and fast where they are one-hot. How many tiles a class has
 // is known to the device alone: the grid is an upper bound, blocks find their class by a prefix sum over
 // `first` (a few reads of a warp), those left over return. Nothing waits for the device, and a launch can
 // be captured in a CUDA graph.
 //
-// x is read mul_ir, W where e3nn keeps it (a row of w lies together), the result leaves mul_ir through
-// shared memory. TRANSPOSED is the gradient of x: in and out exchanged, W read along w.
-// Bytes, b to a number: b N (x + out) for each 64 columns of out, x from second-level cache after the first; W of the
-// species that occur once a tile of nodes, from that cache too.
+// A node's DEPTH channels with their components lie together in memory and come to shared memory as they are;
+// a row of the tile is a component, its numbers dim apart (PITCH keeps banks apart). W comes from where e3nn
+// keeps it. Constants and attrs multiply sums. The result leaves mul_ir through shared memory. TRANSPOSED is
+// the gradient of x: in and out exchanged, W read along w.
+// Bytes, b to a number: b N (x + out), x for further columns from the second-level cache, for the blocks of a
+// tile of nodes are neighbours in the grid; W of the species that occur once a tile of nodes, from that cache, too.
 //
 // Without SORTED all rows have one matrix, SPECIES is 1 and there are no attrs: o3.Linear.
 //
-// plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}.
+// plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}; X_COPY and W_COPY, how many
+// numbers lie together wherever a copy begins; WHOLE_CHANNELS, WHOLE_COLUMNS: all of them fill tiles; LEFT_ROOM,
+// what the nodes of a tile take in shared memory.
 
 #include "plan.cuh"
 #include "matrix_tile.cuh"
 
-constexpr int WARPS = THREADS / 32, MASKS = (SPECIES + 31) / 32, PITCH = TILE + 1;
-static_assert(TILE * PITCH <= 4 * ALL_FOURS, "the result passes through the memory of the tiles");
+constexpr int WARPS = THREADS / 32, MASKS = (SPECIES + 31) / 32, OUT_PITCH = TILE + 1;
+constexpr int STAGES = sizeof(real) == 8 ? 2 : ROWS > TILE ? 3 : 4;  // within 48 KB
+// Numbers from one channel of the right tile to the next, or from one column to the next: banks apart.
+#ifndef TRANSPOSED
+#define TRANSPOSED 0
+#endif
+#if TRANSPOSED
+constexpr int RIGHT_PITCH = DEPTH + 4, RIGHT_ROOM = TILE * RIGHT_PITCH;
+#else
+constexpr int RIGHT_PITCH = TILE + (sizeof(real) == 4 ? 8 : 4), RIGHT_ROOM = DEPTH * RIGHT_PITCH;
+#endif
+constexpr int SLOT = LEFT_ROOM + RIGHT_ROOM;
+constexpr int LEFT_COPIES = ROWS * DEPTH / X_COPY / THREADS, RIGHT_COPIES = TILE * DEPTH / W_COPY / THREADS;
+constexpr int MEMORY = STAGES * SLOT > ROWS * OUT_PITCH ? STAGES * SLOT : ROWS * OUT_PITCH;
 
 struct Tile {
     int kind, begin, count;      // class, first sorted row, rows; kind < 0: nothing to do
-    int row[TILE];               // of x and out
-    real scale[TILE];            // the single non-zero
+    int row[ROWS];               // of x and out
+    real scale[ROWS];            // the single non-zero
     unsigned occurs[MASKS];      // species in a tile of the last class
 };
 
@@ -73,15 +89,15 @@ __device__ __forceinline__ int next_species(const Tile&, int species, int) { ret
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const int* __restrict__ order,
                const int* __restrict__ first, const real* __restrict__ weights, long long rows, real* __restrict__ out) {
-    __shared__ Four memory[ALL_FOURS];
+    __shared__ __align__(16) real memory[MEMORY];
     __shared__ Tile s;
-    const int t = threadIdx.x;
-    const Item item = ITEM[blockIdx.y];
+    const int t = threadIdx.x, number = blockIdx.x / ITEMS;
+    const Item item = ITEM[blockIdx.x % ITEMS];
     const Path to = PATH[item.first];
-    const int dim = to.dim, nodes = TILE / dim;
+    const int dim = to.dim, nodes = ROWS / dim, pitch = to.pitch;
 #if SORTED
-    if (blockIdx.x >= rows / nodes + min(rows, (long long)SPECIES + 1)) return;
-    if (t < 32) find_tile(s, first, blockIdx.x, nodes, t);
+    if (number >= rows / nodes + min(rows, (long long)SPECIES + 1)) return;
+    if (t < 32) find_tile(s, first, number, nodes, t);
     for (int n = t; n < MASKS; n += THREADS) s.occurs[n] = 0;
     __syncthreads();
     if (s.kind < 0) return;
@@ -101,7 +117,7 @@ indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const
         __syncthreads();
     }
 #else
-    const long long begin = (long long)blockIdx.x * nodes;
+    const long long begin = (long long)number * nodes;
     if (begin >= rows) return;
     const int count = min((long long)nodes, rows - begin);
     constexpr bool mixed = false;
@@ -110,102 +126,137 @@ indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const
     __syncthreads();
 #endif
 
-    // Numbers of x that this thread brings, in the order of memory: node, row of the tile, channel.
-    int place[EACH];
+    // What this thread copies, step by step along a path's channels: from where, and where to in a slot. A tile
+    // that no node fills has copies of its last one, in rows that nobody reads.
+    const real *left_from[LEFT_COPIES], *right_from[RIGHT_COPIES];
+    int left_to[LEFT_COPIES];
+    Path path;
+    auto start = [&](const Step& step) {
+        path = PATH[step.path];
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        const int e = t + i * THREADS, node = e / (DEPTH * dim), at = e % (DEPTH * dim);
-        place[i] = node | (node * dim + at % dim) << 8 | at / dim << 16;
-    }
-    real* const tiles = memory[0].of;
-    real left[EACH], right[EACH];
-
-    auto fetch = [&](const Step& step) {
-        const Path path = PATH[step.path];
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            const int node = place[i] & 255, channel = step.channel + (place[i] >> 16);
-            const int component = (place[i] >> 8 & 255) - node * dim;
-            left[i] = node < count && channel < path.channels
-                          ? x[(long long)s.row[node] * IN_ROW + path.in + channel * dim + component]
-                          : (real)0;
+        for (int i = 0; i < LEFT_COPIES; i++) {
+            const int e = (t + i * THREADS) * X_COPY, node = e / (DEPTH * dim), at = e % (DEPTH * dim);
+            left_from[i] = x + (long long)s.row[min(node, count - 1)] * IN_ROW + path.in + at;
+            left_to[i] = node < nodes ? node * pitch + at : -1;
         }
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            const int e = t + i * THREADS;
+        for (int i = 0; i < RIGHT_COPIES; i++) {
+            const int e = (t + i * THREADS) * W_COPY;
 #if TRANSPOSED
-            const int channel = step.channel + e % DEPTH, column = item.column + e / DEPTH;
-            const int at = path.weight + (column * SPECIES + step.species) * path.channels + channel;
+            right_from[i] = weights + path.weight + ((item.column + e / DEPTH) * SPECIES + step.species) * (long long)path.channels + e % DEPTH;
 #else
-            const int channel = step.channel + e / TILE, column = item.column + e % TILE;
-            const int at = path.weight + (channel * SPECIES + step.species) * path.columns + column;
+            right_from[i] = weights + path.weight + (e / TILE * SPECIES + step.species) * (long long)path.columns + item.column + e % TILE;
 #endif
-            right[i] = channel < path.channels && column < path.columns ? __ldg(weights + at) : (real)0;
         }
     };
-    auto put = [&](const Step& step, real* a) {
-        real* b = a + 4 * TILE_FOURS;
-        const real constant = PATH[step.path].scale;
+    auto fetch = [&](const Step& step, real* left) {
+        if (step.channel == 0) start(step);
+        real* right = left + LEFT_ROOM;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            const int node = place[i] & 255;
-            if (node >= nodes) continue;
-            real scale = 0;
-            if (node < count)
-                scale = mixed ? attrs[(long long)s.row[node] * SPECIES + step.species] : s.scale[node];
-            a[(place[i] >> 16) * STRIDE + (place[i] >> 8 & 255)] = scale * left[i];
+        for (int i = 0; i < LEFT_COPIES; i++) {
+            int valid = X_COPY;
+            if (!WHOLE_CHANNELS) {
+                const int at = (t + i * THREADS) * X_COPY % (DEPTH * dim);
+                valid = min(max((path.channels - step.channel) * dim - at, 0), X_COPY);
+            }
+            if (left_to[i] >= 0) copy_async<X_COPY>(left + left_to[i], valid ? left_from[i] : x, valid);
+            left_from[i] += DEPTH * dim;
         }
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            const int e = t + i * THREADS;
+        for (int i = 0; i < RIGHT_COPIES; i++) {
+            const int e = (t + i * THREADS) * W_COPY;
+            int valid = W_COPY;
 #if TRANSPOSED
-            b[e % DEPTH * STRIDE + e / DEPTH] = constant * right[i];
+            const int channel = step.channel + e % DEPTH, column = item.column + e / DEPTH, place = e / DEPTH * RIGHT_PITCH + e % DEPTH;
+            if (!WHOLE_CHANNELS) valid = min(max(path.channels - channel, 0), W_COPY);
+            if (!WHOLE_COLUMNS && column >= path.columns) valid = 0;
 #else
-            b[e / TILE * STRIDE + e % TILE] = constant * right[i];
+            const int channel = step.channel + e / TILE, column = item.column + e % TILE, place = e / TILE * RIGHT_PITCH + e % TILE;
+            if (!WHOLE_COLUMNS) valid = min(max(path.columns - column, 0), W_COPY);
+            if (!WHOLE_CHANNELS && channel >= path.channels) valid = 0;
 #endif
+            copy_async<W_COPY>(right + place, valid ? right_from[i] : weights, valid);
+            right_from[i] += TRANSPOSED ? DEPTH : DEPTH * SPECIES * (long long)path.columns;
         }
+    };
+
+    // Where this thread's rows begin in the left tile, and what multiplies them. Rows without a node are not used.
+    int begins[DOWN][2], node_of[DOWN][2];
+    real own_scale[DOWN][2];
+#pragma unroll
+    for (int i = 0; i < DOWN; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int node = min(own_row(i, half) / dim, count - 1);
+            begins[i][half] = node * pitch + own_row(i, half) % dim + own_depth(0, 0) * dim;
+            node_of[i][half] = node, own_scale[i][half] = s.scale[node];
+        }
+    auto advance = [&](Step& step) {
+        step.channel += DEPTH;
+        if (step.channel < PATH[step.path].channels) return;
+        step.channel = 0;
+        if (++step.path < item.end) return;
+        step.path = item.first;
+        step.species = next_species(s, step.species + 1, mixed ? SPECIES : s.kind + 1);
     };
 
     Sums sums = {};
     const int end = mixed ? SPECIES : s.kind + 1;
-    Step step = {next_species(s, mixed ? 0 : s.kind, end), item.first, 0};
-    if (step.species < end) {
-        int buffer = 0;
-        fetch(step);
-        put(step, tiles);
-        __syncthreads();
-        while (true) {
-            step.channel += DEPTH;
-            if (step.channel >= PATH[step.path].channels) {
-                step.channel = 0;
-                if (++step.path == item.end) {
-                    step.path = item.first;
-                    step.species = next_species(s, step.species + 1, end);
-                }
-            }
-            const bool more = step.species < end;
-            if (more) fetch(step);
-            const real* a = tiles + buffer * 8 * TILE_FOURS;
-            multiply(a, a + 4 * TILE_FOURS, sums);
-            if (!more) break;
-            buffer ^= 1;
-            put(step, tiles + buffer * 8 * TILE_FOURS);
-            __syncthreads();
+    Step step = {next_species(s, mixed ? 0 : s.kind, end), item.first, 0}, ahead = step;
+    int slot = 0, slot_ahead = (STAGES - 1) * SLOT;
+#pragma unroll
+    for (int n = 0; n < STAGES - 1; n++) {
+        if (ahead.species < end) {
+            fetch(ahead, memory + n * SLOT);
+            advance(ahead);
         }
-        __syncthreads();
+        close_copies();
     }
+    while (step.species < end) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();
+        if (ahead.species < end) {
+            fetch(ahead, memory + slot_ahead);
+            advance(ahead);
+        }
+        close_copies();
+        const real *left = memory + slot, *right = left + LEFT_ROOM, constant = PATH[step.path].scale;
+        real scale[DOWN][2];
+#pragma unroll
+        for (int i = 0; i < DOWN; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const real a = mixed ? attrs[(long long)s.row[node_of[i][half]] * SPECIES + step.species] : own_scale[i][half];
+                scale[i][half] = constant * a;
+            }
+        multiply(
+            sums, [&](int i, int half, int at, int n) { return left[begins[i][half] + (own_depth(at, n) - own_depth(0, 0)) * dim]; },
+            [&](int j, int at, int n) {
+#if TRANSPOSED
+                return right[right_column(j) * RIGHT_PITCH + own_depth(at, n)];
+#else
+                return right[own_depth(at, n) * RIGHT_PITCH + right_column(j)];
+#endif
+            },
+            scale);
+        slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
+        advance(step);
+    }
+    __syncthreads();
 
 #pragma unroll
-    for (int i = 0; i < OWN_ROWS; i++)
+    for (int i = 0; i < DOWN; i++)
 #pragma unroll
-        for (int j = 0; j < OWN_COLUMNS; j++) tiles[(own_row() + i) * PITCH + own_column() + j] = sums[i][j];
+        for (int j = 0; j < ACROSS; j++)
+#pragma unroll
+            for (int n = 0; n < 4; n++) memory[own_row(i, n / 2) * OUT_PITCH + own_column(j) + n % 2] = sums[i][j][n];
     __syncthreads();
     const int lane = t % 32, wide = min(TILE, to.columns - item.column) * dim;
     for (int node = t / 32; node < count; node += WARPS) {
         real* row = out + (long long)s.row[node] * OUT_ROW + to.out + item.column * dim;
         int column = lane / dim, component = lane % dim;
         for (int at = lane; at < wide; at += 32) {
-            store_once(row + at, tiles[(node * dim + component) * PITCH + column]);
+            store_once(row + at, memory[(node * dim + component) * OUT_PITCH + column]);
             column += 32 / dim, component += 32 % dim;
             if (component >= dim) component -= dim, column++;
         }

@@ -1,41 +1,48 @@
-// A product of two tiles in shared memory: sums[i][j] += sum over d of a[d][row i] * b[d][column j].
+// A product of two tiles in shared memory: sums += scale of the row * sum over d of left[row][d] * right[d][column].
 //
-// 128 threads own 64 rows and 64 columns, a thread 8 rows and 4 columns in registers: 32 multiply-adds for
-// 12 numbers read from shared memory. Both tiles have the summed index first and a stride of 68, so that
-// fragments are whole vectors, and a warp that writes along the summed index meets few bank conflicts.
-// There are two pairs of tiles: one is multiplied while the next is on its way in registers.
+// 128 threads own ROWS (64 or 128) rows and 64 columns, a warp half of each, by its tensor cores (tensor_cores.cuh). Tiles lie
+// as rows of memory do, in a ring of STAGES slots: one is multiplied while the next are on their way.
 #pragma once
 
-#include "real.cuh"
+#include "async_copy.cuh"
+#include "tensor_cores.cuh"
 
-constexpr int TILE = 64, DEPTH = 16, THREADS = 128, STRIDE = TILE + 4;
-constexpr int EACH = TILE * DEPTH / THREADS;  // numbers of a tile that a thread brings
-constexpr int OWN_ROWS = 8, OWN_COLUMNS = 4;
-constexpr int BLOCKS = sizeof(real) == 4 ? 3 : 2;  // of a multiprocessor: what registers are bounded by
+constexpr int TILE = 64, DEPTH = 16, THREADS = 128;
+constexpr int STEPS = DEPTH / 8, ACROSS = 4, DOWN = ROWS / 32;  // of tensor cores, in a warp's part of a tile
 
-struct alignas(4 * sizeof(real)) Four {
-    real of[4];
-};
-typedef real Sums[OWN_ROWS][OWN_COLUMNS];
+typedef TensorCores<real> Cores;
+typedef real Sums[DOWN][ACROSS][4];
 
-constexpr int TILE_FOURS = DEPTH * STRIDE / 4;  // of one tile
-constexpr int ALL_FOURS = 4 * TILE_FOURS;
+// Of this thread, in the tile: row `half` of fragment i; column of the right tile; its first two results' column.
+__device__ __forceinline__ int own_row(int i, int half) { return threadIdx.x / 64 * (ROWS / 2) + i * 16 + half * 8 + threadIdx.x % 32 / 4; }
+__device__ __forceinline__ int right_column(int j) { return threadIdx.x / 32 % 2 * 32 + j * 8 + threadIdx.x % 32 / 4; }
+__device__ __forceinline__ int own_column(int j) { return threadIdx.x / 32 % 2 * 32 + j * 8 + threadIdx.x % 4 * 2; }
+// Which of the DEPTH numbers that are summed over it has as number n of a step.
+__device__ __forceinline__ int own_depth(int step, int n) { return step * 8 + n * 4 + threadIdx.x % 4; }
 
-__device__ __forceinline__ Four four_at(const real* address) { return *reinterpret_cast<const Four*>(address); }
-__device__ __forceinline__ int own_row() { return threadIdx.x / 16 * OWN_ROWS; }
-__device__ __forceinline__ int own_column() { return threadIdx.x % 16 * OWN_COLUMNS; }
-
-__device__ __forceinline__ void multiply(const real* a, const real* b, Sums& sums) {
-    a += own_row(), b += own_column();
-#pragma unroll 4
-    for (int d = 0; d < DEPTH; d++) {
-        const Four upper = four_at(a + d * STRIDE), lower = four_at(a + d * STRIDE + 4), right = four_at(b + d * STRIDE);
+// left(i, half, step, n) and right(j, step, n) are the numbers of this thread's rows, columns and depths.
+template <class Left, class Right>
+__device__ __forceinline__ void multiply(Sums& sums, const Left& left, const Right& right, const real (&scale)[DOWN][2]) {
+    typename Cores::Part b[STEPS][ACROSS][Cores::PARTS][2];
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+    for (int step = 0; step < STEPS; step++)
 #pragma unroll
-            for (int j = 0; j < OWN_COLUMNS; j++) {
-                sums[i][j] = multiply_add(upper.of[i], right.of[j], sums[i][j]);
-                sums[i + 4][j] = multiply_add(lower.of[i], right.of[j], sums[i + 4][j]);
-            }
+        for (int j = 0; j < ACROSS; j++)
+#pragma unroll
+            for (int n = 0; n < 2; n++) Cores::keep(right(j, step, n), n, b[step][j]);
+#pragma unroll
+    for (int i = 0; i < DOWN; i++) {
+        real chain[ACROSS][4] = {};
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            real a[4];
+#pragma unroll
+            for (int n = 0; n < 4; n++) a[n] = left(i, n % 2, step, n / 2);
+            Cores::multiply(chain, a, b[step]);
+        }
+#pragma unroll
+        for (int j = 0; j < ACROSS; j++)
+#pragma unroll
+            for (int n = 0; n < 4; n++) sums[i][j][n] = multiply_add(scale[i][n / 2], chain[j][n], sums[i][j][n]);
     }
 }

@@ -88,4 +88,6 @@ inline Thread thread_of(unsigned number) {
 #endif
 #include "intrinsics.h"
 #include "pipeline.h"
+#include "async_copy.h"
+#include "tensor_cores.h"
 #include "launch.h"

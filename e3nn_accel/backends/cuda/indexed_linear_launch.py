@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.indexed_linear_tables import COPY_BYTES, MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_launch import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
@@ -18,9 +18,8 @@ from e3nn_accel.plan import PlanContext
 SortedRows = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 """The scalars, the order of rows and the starts of classes; nothing where rows aren't told apart."""
 THREADS = 128
-TILE_ROWS = 64
 ROWS_OF_A_SLICE = 128
-BLOCKS_FOR_SUMS = 512
+BLOCKS_FOR_SUMS = 1024
 """Where tiles of weights are fewer, rows are cut into slices, each with its own dW: enough to fill a device."""
 ENTRIES = {
     "forward": ("indexed_linear", "PPPPPqP"),
@@ -74,8 +73,9 @@ class IndexedLinearKernels:
         whole = side.covered == side.out_row
         out = (x.new_empty if whole else x.new_zeros)((rows, side.out_row))
         # no class has more than one tile that isn't full
-        tiles = rows // (TILE_ROWS // side.widest) + min(rows, side.species + 1)
-        grid = (tiles, self._items[kind], 1)
+        tiles = rows // (side.layout(x.element_size(), of_weights=False).rows // side.widest) + min(rows, side.species + 1)
+        grid = (tiles * self._items[kind], 1, 1)
+        x, w = aligned(x), aligned(w)
         self._kernel(kind, x.device)(grid, (THREADS, 1, 1), x, *sorted_rows, w, rows, out)
         return out
 
@@ -85,9 +85,15 @@ class IndexedLinearKernels:
         most = min(BLOCKS_FOR_SUMS // (self._tiles * species), PARTIAL_SUMS // self.paths.weights)
         slices = max(1, min(-(-rows // ROWS_OF_A_SLICE), most))
         sums = x.new_empty((slices, self.paths.weights))
-        grid = (self._tiles, species, slices)
+        x, g = aligned(x), aligned(g)
+        grid = (self._tiles * slices, species, 1)
         self._kernel("to_weight", x.device)(grid, (THREADS, 1, 1), x, g, *sorted_rows, rows, sums)
         return sums[0] if slices == 1 else sums.sum(0)
+
+
+def aligned(t: torch.Tensor) -> torch.Tensor:
+    """As it is, or a copy where it begins in the middle of what a kernel copies at once."""
+    return t if t.data_ptr() % COPY_BYTES == 0 else t.clone()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import NamedTuple
 
@@ -11,10 +12,12 @@ import numpy as np
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, offset_of
 from e3nn_accel.descriptor import LinearDescriptor, ProductPath, TensorProductDescriptor, dim_of
 
-TILE = 64
-"""Channels of a block, and rows of a tile: (node, component) pairs. As in matrix_tile.cuh."""
+TILE, DEPTH = 64, 16
+"""Channels of a block, and rows of a tile: (node, component) pairs; what is summed at a time. As in matrix_tile.cuh."""
 HIGHEST_DEGREE = 7
 """Components of a node have to fit in the 16 rows that the gradient of the weights sums at a time."""
+COPY_BYTES = 16
+"""Of the largest copy to shared memory; where a copy may begin is aligned to its size."""
 
 
 class MatrixPath(NamedTuple):
@@ -44,6 +47,18 @@ class MatrixPath(NamedTuple):
         )
 
 
+class Layout(NamedTuple):
+    """How a kernel is cut.
+
+    Attributes:
+        rows: (node, component) pairs of a tile, 64 or 128; of the gradient of weights, channels.
+        blocks: Of a multiprocessor: what registers are bounded by.
+    """
+
+    rows: int
+    blocks: int
+
+
 @dataclass(frozen=True)
 class MatrixPaths:
     """All paths of an operation.
@@ -51,6 +66,7 @@ class MatrixPaths:
     Attributes:
         species: How many matrices each has; 0 where rows aren't told apart, for the single one of ``o3.Linear``.
         weights: In all.
+        transposed: Whether in and out have been exchanged: a row of weights then is one of ``channels``.
     """
 
     paths: tuple[MatrixPath, ...]
@@ -58,6 +74,7 @@ class MatrixPaths:
     out_row: int
     species: int
     weights: int
+    transposed: bool = False
 
     @classmethod
     def of_linear(cls, d: LinearDescriptor) -> MatrixPaths | str:
@@ -114,7 +131,9 @@ class MatrixPaths:
     def turned(self) -> MatrixPaths:
         """The gradient of the input."""
         paths = tuple(path.turned for path in self.paths)
-        return MatrixPaths(paths, self.out_row, self.in_row, self.species, self.weights)
+        return MatrixPaths(
+            paths, self.out_row, self.in_row, self.species, self.weights, not self.transposed
+        )
 
     @property
     def by_output(self) -> tuple[MatrixPath, ...]:
@@ -142,18 +161,53 @@ class MatrixPaths:
         return items
 
     def weight_items(self) -> list[tuple[int, int, int]]:
-        """(path, first u, first w) of each tile of weights."""
+        """(path, first u, first w) of each tile of weights, those that take longest first."""
+        longest_first = sorted(enumerate(self.by_output), key=lambda one: -one[1].dim)
         return [
             (n, u, w)
-            for n, path in enumerate(self.by_output)
+            for n, path in longest_first
             for u in range(0, path.channels, TILE)
             for w in range(0, path.columns, TILE)
         ]
+
+    def copies(self, bytes_each: int) -> dict[str, int]:
+        """How many numbers of input, output and weights lie together, aligned, wherever a copy of them begins."""
+        most = COPY_BYTES // bytes_each
+        whole = {
+            "X_COPY": [self.in_row, *(p.into for p in self.paths)],
+            "G_COPY": [self.out_row, *(p.out for p in self.paths)],
+            "W_COPY": [
+                n
+                for p in self.paths
+                for n in (p.weight, p.channels if self.transposed else p.columns)
+            ],
+        }
+        return {name: 1 if any(n % most for n in at) else most for name, at in whole.items()}
+
+    def layout(self, bytes_each: int, of_weights: bool) -> Layout:
+        """Found by tests/gpu/tune_linear.py on an H100."""
+        if bytes_each == 8:
+            return Layout(TILE, 2)
+        if of_weights or self.species or self._scattered(bytes_each):  # species cut tiles short
+            return Layout(TILE, 3 if self._scattered(bytes_each) else 4)
+        return Layout(2 * TILE, 3)
+
+    def _scattered(self, bytes_each: int) -> bool:
+        """Whether something is copied number by number, which is much to keep track of."""
+        return 1 in self.copies(bytes_each).values()
+
+    def _whole(self, what: str, tile: int) -> int:
+        return int(all(getattr(path, what) % tile == 0 for path in self.paths))
 
     def header(self, real: str, of_weights: bool) -> str:
         """The text of ``plan.cuh``."""
         fields = "path, u, w" if of_weights else "first, end, column"
         items = self.weight_items() if of_weights else self.row_items()
+        bytes_each = 8 if real == "double" else 4
+        pitches = [pitch(p.dim, bytes_each, of_weights) for p in self.by_output]
+        layout = self.layout(bytes_each, of_weights)
+        nodes = DEPTH if of_weights else layout.rows
+        room = max(nodes // p.dim * n for p, n in zip(self.by_output, pitches, strict=True))
         lines = [
             f"#define REAL {real}",
             *defines(
@@ -163,14 +217,58 @@ class MatrixPaths:
                     "SPECIES": max(1, self.species),
                     "SORTED": int(self.species > 0),
                     "WEIGHTS": self.weights,
+                    "ITEMS": len(items),
+                    "ROWS": layout.rows,
+                    "BLOCKS": layout.blocks,
+                    "WHOLE_CHANNELS": self._whole("channels", TILE if of_weights else DEPTH),
+                    "WHOLE_COLUMNS": self._whole("columns", TILE),
+                    "NODE_ROOM" if of_weights else "LEFT_ROOM": -(-room // 4) * 4,
+                    **self.copies(bytes_each),
                 }
             ),
-            "struct Path { int in, channels, out, columns, dim, weight; REAL scale; };",
+            "struct Path { int in, channels, out, columns, dim, weight; REAL scale; int pitch; };",
             f"struct Item {{ int {fields}; }};",
-            array("Path", "PATH", list(self.by_output)),
+            array(
+                "Path",
+                "PATH",
+                [(*p, n) for p, n in zip(self.by_output, pitches, strict=True)],
+            ),
             array("Item", "ITEM", items),
         ]
         return "\n".join(lines) + "\n"
+
+
+@cache
+def pitch(dim: int, bytes_each: int, of_weights: bool) -> int:
+    """From one node's numbers in shared memory to the next's: where the fewest lanes meet in a bank.
+
+    A fragment's number is read by a warp at eight rows and four depths (`own_row`, `own_depth` in
+    matrix_tile.cuh). Rows are components of nodes and depths channels, ``dim`` apart; for the
+    gradient of weights it is the other way round.
+    """
+    run = (TILE if of_weights else DEPTH) * dim
+    aligned = COPY_BYTES // bytes_each
+    lanes = 128 // bytes_each  # that the banks serve at once
+
+    def conflicts(size: int) -> int:
+        found = 0
+        for start in range(0, DEPTH if of_weights else 2 * TILE, 4 if of_weights else 8):
+            nodes = [start + n for n in range(4 if of_weights else 8)]
+            other = range(8 if of_weights else 4)
+            at = [
+                node // dim * size + node % dim + channel * dim
+                for node, channel in (
+                    [(n, c) for c in other for n in nodes]
+                    if of_weights
+                    else [(n, c) for n in nodes for c in other]
+                )
+            ]
+            for first in range(0, 32, lanes):
+                banks = [place % lanes for place in set(at[first : first + lanes])]
+                found += max(banks.count(bank) for bank in banks)
+        return found
+
+    return min(range(run, run + lanes, aligned), key=lambda size: (conflicts(size), size))
 
 
 def _scale(path: ProductPath) -> float | None:

@@ -1,0 +1,86 @@
+// Products of 16 x 8 by 8 x 8 numbers by a warp's tensor cores, as accurate as multiply-adds of the working type.
+//
+// float32: every number is cut in two of tf32's 11 bits, x = high + low, and three of the four products are
+// summed, low ones first: what is left out is some 2^-21 of a product. Tensor cores round their sums towards zero,
+// which would show after some hundreds of them; so a chain is short, and chains are added up by the caller.
+// float64 needs neither.
+//
+// Lane l has, with g = l / 4 and t = l % 4, of the left tile rows g and g + 8 (n % 2) and columns t and t + 4
+// (n / 2) as number n, of the right tile rows t and t + 4 of column g, of the result rows g and g + 8 (n / 2)
+// and columns 2 t and 2 t + 1 (n % 2).
+#pragma once
+
+#include "real.cuh"
+
+#ifndef E3NN_ACCEL_HOST  // where kernels are tested without a GPU, lanes hand one another their numbers
+
+// Bits after tf32's are ignored.
+__device__ __forceinline__ void multiply_tiles(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void multiply_tiles(double (&sum)[4], const double (&a)[4], const double (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+d"(sum[0]), "+d"(sum[1]), "+d"(sum[2]), "+d"(sum[3])
+        : "d"(a[0]), "d"(a[1]), "d"(a[2]), "d"(a[3]), "d"(b[0]), "d"(b[1]));
+}
+#else
+__device__ __forceinline__ void multiply_quarter(double& left, double& right, double a, double b) {
+    asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+d"(left), "+d"(right) : "d"(a), "d"(b));
+}
+
+__device__ __forceinline__ void multiply_tiles(double (&sum)[4], const double (&a)[4], const double (&b)[2]) {
+#pragma unroll
+    for (int n = 0; n < 4; n++) multiply_quarter(sum[n % 2 * 2], sum[n % 2 * 2 + 1], a[n], b[n / 2]);
+}
+#endif
+#endif
+
+template <class T>
+struct TensorCores;
+
+template <>
+struct TensorCores<float> {
+    typedef unsigned Part;
+    static constexpr int PARTS = 2;
+
+    // Without rounding, which is five instructions: 11 bits and the 11 that come next.
+    static __device__ __forceinline__ void cut(float x, Part& high, Part& low) {
+        high = __float_as_uint(x) & 0xffffe000u;
+        low = __float_as_uint(x - __uint_as_float(high));
+    }
+
+    // One after the other for each column of tiles, so that none waits for the one before.
+    template <int N>
+    static __device__ __forceinline__ void multiply(float (&sums)[N][4], const float (&a)[4], const Part (&b)[N][PARTS][2]) {
+        Part high[4], low[4];
+#pragma unroll
+        for (int n = 0; n < 4; n++) cut(a[n], high[n], low[n]);
+#pragma unroll
+        for (int j = 0; j < N; j++) multiply_tiles(sums[j], low, b[j][0]);
+#pragma unroll
+        for (int j = 0; j < N; j++) multiply_tiles(sums[j], high, b[j][1]);
+#pragma unroll
+        for (int j = 0; j < N; j++) multiply_tiles(sums[j], high, b[j][0]);
+    }
+
+    static __device__ __forceinline__ void keep(float x, int n, Part (&b)[PARTS][2]) { cut(x, b[0][n], b[1][n]); }
+};
+
+template <>
+struct TensorCores<double> {
+    typedef double Part;
+    static constexpr int PARTS = 1;
+
+    template <int N>
+    static __device__ __forceinline__ void multiply(double (&sums)[N][4], const double (&a)[4], const Part (&b)[N][PARTS][2]) {
+#pragma unroll
+        for (int j = 0; j < N; j++) multiply_tiles(sums[j], a, b[j][0]);
+    }
+
+    static __device__ __forceinline__ void keep(double x, int n, Part (&b)[PARTS][2]) { b[0][n] = x; }
+};

@@ -1,0 +1,103 @@
+"""Time layouts of the linears' kernels by themselves, each beside the one that is chosen.
+
+python tests/gpu/tune_linear.py "linear after conv" float32
+
+What `MatrixPaths.layout` says of an H100 was found by this. Times are of launches alone, medians of 20 by CUDA
+events; errors are relative, against the first layout's result in float64.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import product
+from typing import Any, NamedTuple
+from unittest import mock
+
+os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 reads a pickle
+
+import torch
+from e3nn import o3
+from tune_convolution import milliseconds
+
+from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
+from e3nn_accel.backends.cuda.indexed_linear_tables import TILE, Layout, MatrixPaths
+from e3nn_accel.config import Config
+from e3nn_accel.descriptor import LinearDescriptor, TensorProductDescriptor
+from e3nn_accel.groupings import nodes_by_species
+from e3nn_accel.health import registry
+from e3nn_accel.ops.weighted import KINDS
+from e3nn_accel.plan import PlanContext
+
+
+class Case(NamedTuple):
+    """Irreps, rows and species, 0 for an ``o3.Linear``."""
+
+    irreps_in: str
+    irreps_out: str
+    rows: int
+    species: int = 0
+
+
+HIDDEN, ALL = "128x0e+128x1o", "128x0e+128x1o+128x2e+128x3o"
+CASES = {
+    "linear after conv": Case("256x0e+384x1o+384x2e+256x3o", ALL, 5000),
+    "linear, tutorial": Case(HIDDEN, HIDDEN, 10000),
+    "skip connection": Case(HIDDEN, HIDDEN, 5000, 89),
+    "skip connection, tutorial": Case(HIDDEN, HIDDEN, 10000, 20),
+}
+LAYOUTS = [Layout(*both) for both in product((64, 128), (2, 3, 4))]
+
+
+def call_of(case: Case, dtype: torch.dtype) -> OneCall:
+    """The kernels with rows of random species."""
+    context = PlanContext(dtype, torch.device("cuda"), Config(backend="cuda"))
+    if not case.species:
+        descriptor = registry().describe(o3.Linear(case.irreps_in, case.irreps_out), "linear")
+        assert isinstance(descriptor, LinearDescriptor)
+        paths = MatrixPaths.of_linear(descriptor)
+        assert isinstance(paths, MatrixPaths)
+        return OneCall(IndexedLinearKernels(paths, "", context))
+    module = o3.FullyConnectedTensorProduct(case.irreps_in, f"{case.species}x0e", case.irreps_out)
+    found = registry().describe(module, "tensor_product")
+    assert isinstance(found, TensorProductDescriptor)
+    paths = MatrixPaths.of(found)
+    assert isinstance(paths, MatrixPaths)
+    kinds = torch.randint(case.species, (case.rows,), device="cuda")
+    attrs = torch.nn.functional.one_hot(kinds, case.species).to(dtype)
+    return OneCall(IndexedLinearKernels(paths, "", context), attrs, nodes_by_species(attrs))
+
+
+def main(name: str, dtype_name: str) -> None:
+    """Print a line for each kernel and layout."""
+    case, dtype = CASES[name], getattr(torch, dtype_name)
+    torch.manual_seed(0)
+    exact: dict[str, Any] = {}
+    print(torch.cuda.get_device_name(), name, dtype_name)
+    for layout in LAYOUTS:
+
+
+        def this(paths: MatrixPaths, bytes_each: int, of_weights: bool, one: Layout = layout) -> Layout:
+            return one._replace(rows=TILE) if of_weights else one
+
+        with mock.patch.object(MatrixPaths, "layout", this):
+            torch.manual_seed(1)
+            call = call_of(case, dtype)
+            paths = call.kernels.paths
+            draw = lambda *shape: torch.randn(shape, device="cuda", dtype=dtype)  # noqa: E731
+            x, g = draw(case.rows, paths.in_row), draw(case.rows, paths.out_row)
+            w = draw(paths.weights)
+            operands = {"forward": (x, w), "to_input": (g, w), "to_weight": (x, g)}
+            for kind in KINDS:
+                try:
+                    out = getattr(call, kind)(*operands[kind]).double()
+                    time = milliseconds(lambda: getattr(call, kind)(*operands[kind]))  # noqa: B023
+                except Exception as error:  # too much shared memory
+                    print(f"{kind:10s} {layout}: {str(error)[:80]}")
+                    continue
+                error = float((out - exact.setdefault(kind, out)).norm() / out.norm())
+                print(f"{kind:10s} {layout}: {time:.4f} ms, differs by {error:.0e}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
