@@ -13,7 +13,7 @@
 // be captured in a CUDA graph.
 //
 // A node's DEPTH channels with their components lie together in memory and come to shared memory as they are;
-// a row of the tile is a component, its numbers dim apart (PITCH keeps banks apart). W comes from where e3nn
+// a row of the tile is a component, its numbers DIM apart (PITCH keeps banks apart). W comes from where e3nn
 // keeps it. Constants and attrs multiply sums. The result leaves mul_ir through shared memory. TRANSPOSED is
 // the gradient of x: in and out exchanged, W read along w.
 // Bytes, b to a number: b N (x + out), x for further columns from the second-level cache, for the blocks of a
@@ -21,14 +21,15 @@
 //
 // Without SORTED all rows have one matrix, SPECIES is 1 and there are no attrs: o3.Linear.
 //
-// plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}; X_COPY and W_COPY, how many
-// numbers lie together wherever a copy begins; WHOLE_CHANNELS, WHOLE_COLUMNS: all of them fill tiles; LEFT_ROOM,
+// plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}; DIMS, for each number of
+// components that there is, as a constant; X_COPY, W_COPY and OUT_COPY, how many numbers lie together wherever a
+// copy begins; WHOLE_CHANNELS, WHOLE_COLUMNS: all of them fill tiles; LEFT_ROOM,
 // what the nodes of a tile take in shared memory.
 
 #include "plan.cuh"
 #include "matrix_tile.cuh"
 
-constexpr int WARPS = THREADS / 32, MASKS = (SPECIES + 31) / 32, OUT_PITCH = TILE + 1;
+constexpr int MASKS = (SPECIES + 31) / 32;
 constexpr int STAGES = sizeof(real) == 8 ? 2 : ROWS > TILE ? 3 : 4;  // within 48 KB
 // Numbers from one channel of the right tile to the next, or from one column to the next: banks apart.
 #ifndef TRANSPOSED
@@ -41,7 +42,10 @@ constexpr int RIGHT_PITCH = TILE + (sizeof(real) == 4 ? 8 : 4), RIGHT_ROOM = DEP
 #endif
 constexpr int SLOT = LEFT_ROOM + RIGHT_ROOM;
 constexpr int LEFT_COPIES = ROWS * DEPTH / X_COPY / THREADS, RIGHT_COPIES = TILE * DEPTH / W_COPY / THREADS;
-constexpr int MEMORY = STAGES * SLOT > ROWS * OUT_PITCH ? STAGES * SLOT : ROWS * OUT_PITCH;
+// Of a node's results in shared memory.
+template <int DIM>
+constexpr int OUT_PITCH = TILE * DIM + 4;
+constexpr int RESULTS = ROWS * (TILE + 4), MEMORY = STAGES * SLOT > RESULTS ? STAGES * SLOT : RESULTS;
 
 struct Tile {
     int kind, begin, count;      // class, first sorted row, rows; kind < 0: nothing to do
@@ -86,15 +90,14 @@ __device__ __forceinline__ int next_species(const Tile& s, int species, int end)
 __device__ __forceinline__ int next_species(const Tile&, int species, int) { return species; }
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const int* __restrict__ order,
-               const int* __restrict__ first, const real* __restrict__ weights, long long rows, real* __restrict__ out) {
-    __shared__ __align__(16) real memory[MEMORY];
-    __shared__ Tile s;
-    const int t = threadIdx.x, number = blockIdx.x / ITEMS;
-    const Item item = ITEM[blockIdx.x % ITEMS];
+// A block's work: tile `number` of nodes, for an item whose channels have DIM components.
+template <int DIM>
+__device__ __forceinline__ void tile_of(const Item& item, int number, const real* __restrict__ x, const real* __restrict__ attrs,
+                                        const int* __restrict__ order, const int* __restrict__ first,
+                                        const real* __restrict__ weights, long long rows, real* __restrict__ out, real* memory, Tile& s) {
+    constexpr int dim = DIM, nodes = ROWS / dim, pitch = PITCH<DIM>;
+    const int t = threadIdx.x;
     const Path to = PATH[item.first];
-    const int dim = to.dim, nodes = ROWS / dim, pitch = to.pitch;
 #if SORTED
     if (number >= rows / nodes + min(rows, (long long)SPECIES + 1)) return;
     if (t < 32) find_tile(s, first, number, nodes, t);
@@ -244,21 +247,43 @@ indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const
     }
     __syncthreads();
 
+    // Through shared memory, where a node's 64 columns with all components come to lie as they do in `out`.
 #pragma unroll
     for (int i = 0; i < DOWN; i++)
 #pragma unroll
-        for (int j = 0; j < ACROSS; j++)
+        for (int half = 0; half < 2; half++) {
+            const int node = own_row(i, half) / dim;
+            if (node >= count) continue;
+            real* row = memory + node * OUT_PITCH<DIM> + own_row(i, half) % dim;
 #pragma unroll
-            for (int n = 0; n < 4; n++) memory[own_row(i, n / 2) * OUT_PITCH + own_column(j) + n % 2] = sums[i][j][n];
-    __syncthreads();
-    const int lane = t % 32, wide = min(TILE, to.columns - item.column) * dim;
-    for (int node = t / 32; node < count; node += WARPS) {
-        real* row = out + (long long)s.row[node] * OUT_ROW + to.out + item.column * dim;
-        int column = lane / dim, component = lane % dim;
-        for (int at = lane; at < wide; at += 32) {
-            store_once(row + at, memory[(node * dim + component) * OUT_PITCH + column]);
-            column += 32 / dim, component += 32 % dim;
-            if (component >= dim) component -= dim, column++;
+            for (int j = 0; j < ACROSS; j++)
+#pragma unroll
+                for (int n = 0; n < 2; n++) row[(own_column(j) + n) * dim] = sums[i][j][2 * half + n];
         }
+    __syncthreads();
+    struct alignas(OUT_COPY * sizeof(real)) Together {
+        real of[OUT_COPY];
+    };
+    const int wide = (WHOLE_COLUMNS ? TILE : min(TILE, to.columns - item.column)) * dim;
+    for (int e = t * OUT_COPY; e < count * TILE * dim; e += THREADS * OUT_COPY) {
+        const int node = e / (TILE * dim), at = e % (TILE * dim);
+        real *to_here = out + (long long)s.row[node] * OUT_ROW + to.out + item.column * dim + at, *here = memory + node * OUT_PITCH<DIM> + at;
+        if (at + OUT_COPY <= wide)
+            *reinterpret_cast<Together*>(to_here) = *reinterpret_cast<Together*>(here);
+        else
+            for (int n = 0; at + n < wide; n++) to_here[n] = here[n];
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const int* __restrict__ order,
+               const int* __restrict__ first, const real* __restrict__ weights, long long rows, real* __restrict__ out) {
+    __shared__ __align__(16) real memory[MEMORY];
+    __shared__ Tile s;
+    const Item item = ITEM[blockIdx.x % ITEMS];
+    switch (PATH[item.first].dim) {
+#define OF_DIM(DIM) \
+    case DIM: tile_of<DIM>(item, blockIdx.x / ITEMS, x, attrs, order, first, weights, rows, out, memory, s); break;
+        DIMS(OF_DIM)
     }
 }

@@ -11,8 +11,9 @@
 //
 // Without SORTED all rows have one matrix, SPECIES is 1 and there are no attrs.
 //
-// plan.cuh: PATH, ITEM = {path, first u, first w}, those with most components first, for they take longest;
-// X_COPY and G_COPY, how many numbers lie together wherever a copy begins; WHOLE_CHANNELS, WHOLE_COLUMNS: all of
+// plan.cuh: PATH, ITEM = {path, first u, first w}, those with most components first, for they take longest; DIMS,
+// for each number of components that there is, as a constant;
+// X_COPY and OUT_COPY, how many numbers lie together wherever a copy begins; WHOLE_CHANNELS, WHOLE_COLUMNS: all of
 // them fill tiles; NODE_ROOM, what a tile takes in shared memory.
 
 #include "plan.cuh"
@@ -20,7 +21,7 @@
 
 static_assert(ROWS == TILE, "u and w are cut alike");
 constexpr int STAGES = sizeof(real) == 4 ? 4 : 2, SLOT = 2 * NODE_ROOM;
-constexpr int X_COPIES = TILE * DEPTH / X_COPY / THREADS, G_COPIES = TILE * DEPTH / G_COPY / THREADS;
+constexpr int X_COPIES = TILE * DEPTH / X_COPY / THREADS, G_COPIES = TILE * DEPTH / OUT_COPY / THREADS;
 
 // Of the nodes of a slot, by the threads that look them up while others are multiplied.
 struct Nodes {
@@ -37,16 +38,15 @@ struct Share {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-indexed_linear_weights(const real* __restrict__ x, const real* __restrict__ grad, const real* __restrict__ attrs,
-                       const int* __restrict__ order, const int* __restrict__ first, long long rows,
-                       real* __restrict__ sums_of_slices) {
-    __shared__ __align__(16) real memory[STAGES * SLOT];
-    __shared__ Nodes s;
-    const int t = threadIdx.x, species = blockIdx.y, slices = gridDim.x / ITEMS, slice = blockIdx.x % slices;
-    const Item item = ITEM[blockIdx.x / slices];
+// A block's work: a tile of weights of a species, over a slice of its rows, of a path whose channels have DIM components.
+template <int DIM>
+__device__ __forceinline__ void tile_of(const Item& item, int slice, int slices, const real* __restrict__ x,
+                                        const real* __restrict__ grad, const real* __restrict__ attrs,
+                                        const int* __restrict__ order, const int* __restrict__ first, long long rows,
+                                        real* __restrict__ sums_of_slices, real* memory, Nodes& s) {
+    constexpr int dim = DIM, nodes = DEPTH / dim, pitch = PITCH<DIM>;
+    const int t = threadIdx.x, species = blockIdx.y;
     const Path path = PATH[item.path];
-    const int dim = path.dim, nodes = DEPTH / dim, pitch = path.pitch;
     const real *x_begin = x + path.in + item.u * dim, *g_begin = grad + path.out + item.w * dim;
 
     Share share;
@@ -77,7 +77,7 @@ indexed_linear_weights(const real* __restrict__ x, const real* __restrict__ grad
 #pragma unroll
     for (int i = 0; i < X_COPIES; i++) x_copied[i] = nth((t + i * THREADS) * X_COPY);
 #pragma unroll
-    for (int i = 0; i < G_COPIES; i++) g_copied[i] = nth((t + i * THREADS) * G_COPY);
+    for (int i = 0; i < G_COPIES; i++) g_copied[i] = nth((t + i * THREADS) * OUT_COPY);
     auto fetch = [&](int slot) {
         real *left = memory + slot * SLOT, *right = left + NODE_ROOM;
 #pragma unroll
@@ -92,9 +92,9 @@ indexed_linear_weights(const real* __restrict__ x, const real* __restrict__ grad
         for (int i = 0; i < G_COPIES; i++) {
             if (g_copied[i] < 0) continue;
             const int node = g_copied[i] >> 16, at = g_copied[i] & 0xffff, row = s.row[slot][node];
-            int valid = row < 0 ? 0 : G_COPY;
+            int valid = row < 0 ? 0 : OUT_COPY;
             if (!WHOLE_COLUMNS) valid = min(valid, max((path.columns - item.w) * dim - at, 0));
-            copy_async<G_COPY>(right + node * pitch + at, valid ? g_begin + (long long)row * OUT_ROW + at : grad, valid);
+            copy_async<OUT_COPY>(right + node * pitch + at, valid ? g_begin + (long long)row * OUT_ROW + at : grad, valid);
         }
     };
 
@@ -160,4 +160,19 @@ indexed_linear_weights(const real* __restrict__ x, const real* __restrict__ grad
                 if (u < path.channels && w < path.columns)
                     to[((long long)u * SPECIES + species) * path.columns + w] = path.scale * sums[i][j][n];
             }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+indexed_linear_weights(const real* __restrict__ x, const real* __restrict__ grad, const real* __restrict__ attrs,
+                       const int* __restrict__ order, const int* __restrict__ first, long long rows,
+                       real* __restrict__ sums_of_slices) {
+    __shared__ __align__(16) real memory[STAGES * SLOT];
+    __shared__ Nodes s;
+    const int slices = gridDim.x / ITEMS;
+    const Item item = ITEM[blockIdx.x / slices];
+    switch (PATH[item.path].dim) {
+#define OF_DIM(DIM) \
+    case DIM: tile_of<DIM>(item, blockIdx.x % slices, slices, x, grad, attrs, order, first, rows, sums_of_slices, memory, s); break;
+        DIMS(OF_DIM)
+    }
 }

@@ -34,6 +34,8 @@ ARCHITECTURES = (75, 80, 90, 100, 120)
 """Turing, Ampere, Hopper, and both Blackwells."""
 BEFORE_BLACKWELL = (75, 80, 90)
 """Machine code for sm_100 and sm_120 takes minutes for a large plan (`e3nn_accel.nvrtc.SLOW_FROM`)."""
+WITH_TF32 = (80, 90)
+"""Of those, what linears have kernels for."""
 SH = "0e+1o+2e+3o"
 ALL_TO_3 = "+".join(f"64x{degree}{parity}" for degree in range(4) for parity in "eo")
 
@@ -153,14 +155,14 @@ PLANS = {
     "skip connection, 89 species": RecordedPlan(
         species_indexed("128x0e+128x1o", "89x0e", "128x0e+128x1o"),
         BOTH,
-        architectures=BEFORE_BLACKWELL,
+        architectures=WITH_TF32,
     ),
     "linear, MACE": RecordedPlan(
-        single_matrix("128x0e+128x1o", "128x0e+128x1o"), BOTH, architectures=BEFORE_BLACKWELL
+        single_matrix("128x0e+128x1o", "128x0e+128x1o"), BOTH, architectures=WITH_TF32
     ),
     "skip connection, odd multiplicities": RecordedPlan(
         species_indexed("5x0e+33x1o+3x2e", "3x0e", "33x0e+5x1o+3x2e"),
-        architectures=BEFORE_BLACKWELL,
+        architectures=WITH_TF32,
     ),
     "contraction, MACE": RecordedPlan(
         contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True

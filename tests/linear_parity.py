@@ -57,6 +57,6 @@ def check(
     assert_close(found, expected, TOLERANCE[dtype][1], slices)
 
 
-def built(*irreps: str, **given: bool) -> Any:
+def built(*irreps: str, **given: bool | list[bool]) -> Any:
     """With random weights."""
     return randomise(o3.Linear(*irreps, **given), 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from comparison import draw
@@ -30,6 +32,12 @@ def test_single_precision() -> None:
     check(module, draw((300, module.irreps_in.dim), 3).requires_grad_(), torch.float32)
 
 
+def test_biases() -> None:
+    """Of some of the scalars; outputs without a path have nothing but theirs."""
+    module = built("3x0e+2x1o", "2x0e+3x1o+4x0e+1x0o", biases=[True, False, True, False])
+    check(module, draw((5, 9), 3).requires_grad_(), torch.float64)
+
+
 @pytest.mark.parametrize("shape", [(0,), (1,), (2, 3), ()])
 def test_leading_dimensions(shape: tuple[int, ...]) -> None:
     module = built(*CASES["MACE"])
@@ -44,19 +52,20 @@ def test_weights_from_outside_and_columns_of_wider_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "backend", "reason"),
+    ("module", "architecture", "reason"),
     [
-        (("2x0e", "2x0e", {}), "auto", "haven't been timed on a GPU"),
-        (("2x0e", "2x0e", {"biases": True}), "cuda", "biases"),
-        (("2x0e", "2x1o", {}), "cuda", "no path"),
+        (("2x0e", "2x0e", {"f_in": 2, "f_out": 3}), 0, "feature columns"),
+        (("2x0e", "2x0e", {"shared_weights": False, "internal_weights": False}), 0, "each row's own"),
+        (("2x0e", "2x1o", {}), 0, "no path"),
+        (("2x0e", "2x0e", {}), 75, "compute capability 7.5"),
     ],
-    ids=["default", "biases", "no path"],
+    ids=["feature columns", "own weights", "no path", "Turing"],
 )
-def test_refusals(module: tuple[str, str, dict[str, bool]], backend: str, reason: str) -> None:
+def test_refusals(module: tuple[str, str, dict[str, Any]], architecture: int, reason: str) -> None:
     irreps_in, irreps_out, given = module
     descriptor = e3nn_accel_describe(o3.Linear(irreps_in, irreps_out, **given), "linear")
     assert descriptor is not None
-    context = PlanContext(torch.float64, torch.device("cpu"), Config(backend=backend))
+    context = PlanContext(torch.float64, torch.device("cpu"), Config(), architecture)
     refused = CudaBackend().plan(descriptor, context)
     assert isinstance(refused, Refusal)
     assert reason in refused.reason

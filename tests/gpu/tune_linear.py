@@ -2,14 +2,15 @@
 
 python tests/gpu/tune_linear.py "linear after conv" float32
 
-What `MatrixPaths.layout` says of an H100 was found by this. Times are of launches alone, medians of 20 by CUDA
-events; errors are relative, against the first layout's result in float64.
+What `MatrixPaths.layout` says of an H100 was found by this. Times are the device's own, of calls replayed by a
+CUDA graph; errors are relative, against the first layout's result.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
 from unittest import mock
@@ -68,6 +69,17 @@ def call_of(case: Case, dtype: torch.dtype) -> OneCall:
     return OneCall(IndexedLinearKernels(paths, "", context), attrs, nodes_by_species(attrs))
 
 
+def replayed(run: Callable[[], object], calls: int = 10) -> float:
+    """Milliseconds of a call without the host's."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            run()
+    return milliseconds(graph.replay) / calls
+
+
 def main(name: str, dtype_name: str) -> None:
     """Print a line for each kernel and layout."""
     case, dtype = CASES[name], getattr(torch, dtype_name)
@@ -91,7 +103,7 @@ def main(name: str, dtype_name: str) -> None:
             for kind in KINDS:
                 try:
                     out = getattr(call, kind)(*operands[kind]).double()
-                    time = milliseconds(lambda: getattr(call, kind)(*operands[kind]))  # noqa: B023
+                    time = replayed(lambda: getattr(call, kind)(*operands[kind]))  # noqa: B023
                 except Exception as error:  # too much shared memory
                     print(f"{kind:10s} {layout}: {str(error)[:80]}")
                     continue

@@ -1,8 +1,7 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
-It has kernels for the fused convolution and for tensor products edge by edge; asked for by name, for
-species-indexed linears, ``o3.Linear`` and the symmetric contraction, too, which no GPU has timed yet. What
-it refuses, the torch backend plans on the same device.
+It has kernels for the fused convolution, tensor products edge by edge, species-indexed linears,
+``o3.Linear`` and the symmetric contraction. What it refuses, the torch backend plans on the same device.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from e3nn_accel.descriptor import (
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
 
 DTYPES = (torch.float32, torch.float64)
-UNTIMED = "its kernels haven't been timed on a GPU: backend='cuda' asks for them"
 
 
 class CudaBackend:
-    """Plans convolutions, tensor products and contractions for tensors on an NVIDIA GPU."""
+    """Plans convolutions, tensor products, linears and contractions for tensors on an NVIDIA GPU."""
 
     name = "cuda"
     priority = 10
@@ -43,8 +41,6 @@ class CudaBackend:
                 self.name,
                 f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}",
             )
-        if context.config.backend != self.name and _untimed(descriptor):
-            return Refusal(self.name, UNTIMED)
         if isinstance(descriptor, TensorProductDescriptor):
             return tensor_product.plan(descriptor, context)
         if isinstance(descriptor, LinearDescriptor):
@@ -54,10 +50,3 @@ class CudaBackend:
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)
 
-
-def _untimed(descriptor: Descriptor) -> bool:
-    if isinstance(descriptor, TensorProductDescriptor):
-        from e3nn_accel.backends.torch import species_linear
-
-        return species_linear.applies(descriptor)
-    return isinstance(descriptor, LinearDescriptor | ContractionDescriptor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths, too_early
 from e3nn_accel.backends.torch import tensor_product
 from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
 from e3nn_accel.groupings import nodes_by_species
@@ -20,7 +20,7 @@ from e3nn_accel.plan import Plan, PlanContext, Refusal
 
 def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
     """Kernels for a product that `species_linear.applies` to; or why there are none."""
-    paths = MatrixPaths.of(d)
+    paths = too_early(context) or MatrixPaths.of(d)
     if isinstance(paths, str):
         return Refusal("cuda", paths)
     kernels = IndexedLinearKernels(paths, str(d), context)

@@ -9,13 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from e3nn_accel.availability import architecture_of
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, offset_of
 from e3nn_accel.descriptor import LinearDescriptor, ProductPath, TensorProductDescriptor, dim_of
+from e3nn_accel.plan import PlanContext
 
 TILE, DEPTH = 64, 16
 """Channels of a block, and rows of a tile: (node, component) pairs; what is summed at a time. As in matrix_tile.cuh."""
 HIGHEST_DEGREE = 7
 """Components of a node have to fit in the 16 rows that the gradient of the weights sums at a time."""
+EARLIEST = 80
+"""The first compute capability whose tensor cores take float64 and tf32, and that copies to shared memory by itself."""
 COPY_BYTES = 16
 """Of the largest copy to shared memory; where a copy may begin is aligned to its size."""
 
@@ -78,11 +82,13 @@ class MatrixPaths:
 
     @classmethod
     def of_linear(cls, d: LinearDescriptor) -> MatrixPaths | str:
-        """Of an ``o3.Linear`` with weights alone, the same for all rows; or why there is no kernel for it."""
-        if d.f_in is not None or not d.shared_weights or d.bias_numel:
-            return "feature columns, biases or weights of each row's own"
+        """Of an ``o3.Linear`` with the same weights for all rows, without its biases; or why there is no kernel for it."""
+        if d.f_in is not None or not d.shared_weights:
+            return "feature columns or weights of each row's own"
         paths, weight = [], 0
         for p in d.paths:
+            if p.i_in == -1:
+                continue
             if 0 not in p.path_shape:
                 first, last = d.irreps_in[p.i_in], d.irreps_out[p.i_out]
                 paths.append(
@@ -175,7 +181,7 @@ class MatrixPaths:
         most = COPY_BYTES // bytes_each
         whole = {
             "X_COPY": [self.in_row, *(p.into for p in self.paths)],
-            "G_COPY": [self.out_row, *(p.out for p in self.paths)],
+            "OUT_COPY": [self.out_row, *(p.out for p in self.paths)],
             "W_COPY": [
                 n
                 for p in self.paths
@@ -186,11 +192,11 @@ class MatrixPaths:
 
     def layout(self, bytes_each: int, of_weights: bool) -> Layout:
         """Found by tests/gpu/tune_linear.py on an H100."""
-        if bytes_each == 8:
+        if bytes_each == 8 or self._scattered(bytes_each):
             return Layout(TILE, 2)
-        if of_weights or self.species or self._scattered(bytes_each):  # species cut tiles short
-            return Layout(TILE, 3 if self._scattered(bytes_each) else 4)
-        return Layout(2 * TILE, 3)
+        if of_weights or self.species:  # species cut tiles short
+            return Layout(TILE, 3)
+        return Layout(2 * TILE, 2)
 
     def _scattered(self, bytes_each: int) -> bool:
         """Whether something is copied number by number, which is much to keep track of."""
@@ -204,10 +210,11 @@ class MatrixPaths:
         fields = "path, u, w" if of_weights else "first, end, column"
         items = self.weight_items() if of_weights else self.row_items()
         bytes_each = 8 if real == "double" else 4
-        pitches = [pitch(p.dim, bytes_each, of_weights) for p in self.by_output]
+        dims = sorted({p.dim for p in self.paths})
+        pitches = {dim: pitch(dim, bytes_each, of_weights) for dim in dims}
         layout = self.layout(bytes_each, of_weights)
         nodes = DEPTH if of_weights else layout.rows
-        room = max(nodes // p.dim * n for p, n in zip(self.by_output, pitches, strict=True))
+        room = max(nodes // dim * n for dim, n in pitches.items())
         lines = [
             f"#define REAL {real}",
             *defines(
@@ -226,13 +233,12 @@ class MatrixPaths:
                     **self.copies(bytes_each),
                 }
             ),
-            "struct Path { int in, channels, out, columns, dim, weight; REAL scale; int pitch; };",
+            "struct Path { int in, channels, out, columns, dim, weight; REAL scale; };",
             f"struct Item {{ int {fields}; }};",
-            array(
-                "Path",
-                "PATH",
-                [(*p, n) for p, n in zip(self.by_output, pitches, strict=True)],
-            ),
+            array("Path", "PATH", list(self.by_output)),
+            "template <int DIM> constexpr int PITCH = 0;",
+            *(f"template <> constexpr int PITCH<{dim}> = {n};" for dim, n in pitches.items()),
+            f"#define DIMS(OF) {' '.join(f'OF({dim})' for dim in dims)}",
             array("Item", "ITEM", items),
         ]
         return "\n".join(lines) + "\n"
@@ -269,6 +275,14 @@ def pitch(dim: int, bytes_each: int, of_weights: bool) -> int:
         return found
 
     return min(range(run, run + lanes, aligned), key=lambda size: (conflicts(size), size))
+
+
+def too_early(context: PlanContext) -> str:
+    """Why a device has no kernels, if it has none. The host, where kernels are tested, is of no architecture."""
+    architecture = context.architecture or architecture_of(context.device)
+    if 0 < architecture < EARLIEST:
+        return f"compute capability {architecture / 10}, its tensor cores have no tf32: matrix products are torch's"
+    return ""
 
 
 def _scale(path: ProductPath) -> float | None:
