@@ -10,6 +10,7 @@ from e3nn import o3
 
 import e3nn_accel
 from e3nn_accel.cli import main
+from e3nn_accel.cli.node_operations import NODE_OPERATIONS, NodeOperation, node_work
 from e3nn_accel.cli.peers import PEERS
 from e3nn_accel.cli.product_timing import MODES
 from e3nn_accel.cli.products import PRODUCTS, Product, work
@@ -27,6 +28,20 @@ def test_ours_and_stock_compute_the_same(product: Product) -> None:
     assert (here.edge_index is None) == (not product.fused)
     if here.edge_index is not None and product.is_sorted:
         assert bool((here.edge_index[1].diff() >= 0).all())
+
+
+@pytest.mark.parametrize("operation", NODE_OPERATIONS, ids=lambda o: o.name)
+def test_ours_and_stock_compute_the_same_on_nodes(operation: NodeOperation) -> None:
+    """On a few nodes, whose species are those that node_attrs say."""
+    if operation.kind == "contraction":
+        pytest.importorskip("mace", reason="MACE isn't installed")
+    here = node_work(operation, 300, torch.float64, CPU)
+    with e3nn_accel.enabled(self_check=False):
+        torch.testing.assert_close(here.ours()(*here.tensors), here.stock()(*here.tensors))
+    assert len(here.tensors[0]) == 10 * operation.share
+    assert (here.attrs is None) == (here.species is None) == (not operation.species)
+    if here.attrs is not None:
+        assert torch.equal(here.attrs.argmax(1), here.species)
 
 
 def test_mace_layer_2_has_the_shape_it_stands_for() -> None:
@@ -47,7 +62,7 @@ def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
         "--rounds",
         "2",
         "--only",
-        "tutorial",
+        "tutorial, unsorted",
         "--peers",
     ]
     assert main(arguments) == 0

@@ -55,7 +55,11 @@ def test_weights_from_outside_and_columns_of_wider_rows() -> None:
     ("module", "architecture", "reason"),
     [
         (("2x0e", "2x0e", {"f_in": 2, "f_out": 3}), 0, "feature columns"),
-        (("2x0e", "2x0e", {"shared_weights": False, "internal_weights": False}), 0, "each row's own"),
+        (
+            ("2x0e", "2x0e", {"shared_weights": False, "internal_weights": False}),
+            0,
+            "each row's own",
+        ),
         (("2x0e", "2x1o", {}), 0, "no path"),
         (("2x0e", "2x0e", {}), 75, "compute capability 7.5"),
     ],

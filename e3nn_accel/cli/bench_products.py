@@ -1,4 +1,4 @@
-"""`bench --ops` without a model: tensor products of known models, beside stock e3nn and peers."""
+"""`bench --ops` without a model: operations of known models, beside stock e3nn and peers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from e3nn_accel import switch
 from e3nn_accel.cli import CommandError
 from e3nn_accel.cli.machine import this_machine
-from e3nn_accel.cli.peers import PEERS
+from e3nn_accel.cli.node_operations import NODE_OPERATIONS, NodeOperation, NodeWork, node_work
+from e3nn_accel.cli.peers import NODE_PEERS, PEERS
 from e3nn_accel.cli.product_timing import MODES, Result, Timing, modes_of, time_ways
 from e3nn_accel.cli.products import PRODUCTS, Product, Work, work
 from e3nn_accel.cli.tables import Table, progress, show, show_json
@@ -26,24 +27,24 @@ DTYPES = ("float32", "float64")
 
 def run(args: argparse.Namespace) -> int:
     """Time, and show."""
-    chosen = [p for p in PRODUCTS if args.only is None or args.only in p.name]
+    every = (*PRODUCTS, *NODE_OPERATIONS)
+    chosen = [p for p in every if args.only is None or args.only in p.name]
     if not chosen:
-        names = ", ".join(repr(p.name) for p in PRODUCTS)
+        names = ", ".join(repr(p.name) for p in every)
         raise CommandError(f"--only {args.only!r} matches none of {names}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    peers = PEERS if args.peers else {}
     found: dict[tuple[str, str], Result] = {}
     was_enabled = switch.is_enabled()
     machine = this_machine()
     if not args.json:
-        show(f"tensor products of {args.edges} edges, random operands: {machine.heading}")
+        show(f"operations for {args.edges} edges, random operands: {machine.heading}")
         show("median ms [quartiles] of a call / the device's own time")
     with progress("timing", args.json) as step:
         try:
             for product in chosen:
                 for dtype in args.dtype or DTYPES:
                     step(f"{product.name} {dtype}")
-                    result = _result(product, dtype, device, peers, args)
+                    result = _result(product, dtype, device, args)
                     found[product.name, dtype] = result
                     if not args.json:  # each as soon as it is there: all of them take minutes
                         _show(f"{product.name}, {dtype}", result)
@@ -57,14 +58,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _result(
-    product: Product,
+    product: Product | NodeOperation,
     dtype: str,
     device: torch.device,
-    peers: dict[str, Callable[[Work], Callable[..., torch.Tensor]]],
     args: argparse.Namespace,
 ) -> Result:
-    here = work(product, args.edges, getattr(torch, dtype), device)
     result = Result()
+    size = (args.edges, getattr(torch, dtype), device)
+    here: Work | NodeWork
+    peers: dict[str, Callable[[Any], Callable[..., torch.Tensor]]]
+    if isinstance(product, Product):
+        here, peers = work(product, *size), dict(PEERS)
+    else:
+        try:
+            here, peers = node_work(product, *size), dict(NODE_PEERS)
+        except ModuleNotFoundError as error:
+            result.refused[STOCK] = f"{error.name} is not installed"
+            return result
+    if not args.peers:
+        peers = {}
     calls: dict[str, Callable[..., torch.Tensor]] = {STOCK: here.stock()}
     for name, make in peers.items():
         try:
@@ -77,18 +89,18 @@ def _result(
             result.refused[name] = f"{type(error).__name__}: {str(error)[:200]}"
     runs = {name: modes_of(call, here.tensors) for name, call in calls.items()}
     runs[OURS] = modes_of(_accelerated(here), here.tensors)
-    if product.fused and device.type == "cuda":
+    if here.edge_index is not None and device.type == "cuda":
         runs[ATOMICS] = modes_of(_accelerated(here, deterministic=False), here.tensors)
     for mode in MODES:
         ways = {name: modes[mode] for name, modes in runs.items()}
         for name, timing in time_ways(ways, args.rounds).items():
             result.timings.setdefault(name, {})[mode] = timing
-    if here.edge_index is not None:
+    if isinstance(here, Work) and here.edge_index is not None:
         result.grouping = _grouping_time(here, args.rounds)
     return result
 
 
-def _accelerated(here: Work, **options: Any) -> Callable[..., torch.Tensor]:
+def _accelerated(here: Work | NodeWork, **options: Any) -> Callable[..., torch.Tensor]:
     module = switch.accelerate(copy.deepcopy(here.module), **options)
     return replace(here, module=module).ours()
 

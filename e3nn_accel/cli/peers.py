@@ -1,6 +1,6 @@
 """cuEquivariance and OpenEquivariance on the same work, where they are installed.
 
-Each function makes a callable of (x, y, w), or raises what the peer raises: a refusal is a result.
+Each function makes a callable of the work's tensors, or raises what the peer raises: a refusal is a result.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from e3nn_accel.cli.node_operations import CORRELATION, NodeWork
 from e3nn_accel.cli.products import Work
 
 Call = Callable[..., torch.Tensor]
@@ -86,6 +87,55 @@ def _problem(oeq: Any, work: Work) -> Any:
     )
 
 
+def cuequivariance_on_nodes(work: NodeWork) -> Call:
+    """What MACE's converter makes of the module, in the layout that is the peer's own."""
+    import cuequivariance as cue
+    import cuequivariance_torch as cuet
+
+    operation, x = work.product, work.tensors[0]
+    here: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
+    if operation.kind == "contraction":
+        from mace.tools.cg import O3_e3nn
+
+        irreps = [cue.Irreps(O3_e3nn, t) for t in (operation.irreps_in, operation.irreps_out)]
+        module = cuet.SymmetricContraction(
+            *irreps, contraction_degree=CORRELATION, num_elements=operation.species, **here,
+            layout_in=cue.ir_mul, layout_out=cue.mul_ir, original_mace=True, math_dtype=x.dtype,
+        )  # fmt: skip
+        return lambda x: module(x.transpose(1, 2).flatten(1), work.species)
+    irreps = [cue.Irreps("O3", t) for t in (operation.irreps_in, operation.irreps_out)]
+    if operation.kind == "linear":
+        linear = cuet.Linear(*irreps, layout=cue.ir_mul, method="naive", **here)
+        return lambda x: linear(x)
+    product = cuet.FullyConnectedTensorProduct(
+        irreps[0], cue.Irreps("O3", f"{operation.species}x0e"), irreps[1],
+        layout=cue.mul_ir, method="naive", **here,
+    )  # fmt: skip
+    return lambda x: product(x, work.attrs)
+
+
+def cuequivariance_indexed(work: NodeWork) -> Call:
+    """Its linear with weights by index, for species, which MACE doesn't use."""
+    import cuequivariance as cue
+    import cuequivariance_torch as cuet
+
+    operation, x = work.product, work.tensors[0]
+    if operation.kind != "skip connection" or work.species is None:
+        raise Refused("for skip connections alone")
+    irreps = [cue.Irreps("O3", t) for t in (operation.irreps_in, operation.irreps_out)]
+    module = cuet.Linear(
+        *irreps, layout=cue.ir_mul, internal_weights=False, weight_classes=operation.species,
+        method="indexed_linear", device=x.device, dtype=x.dtype,
+    )  # fmt: skip
+    weight = torch.randn(operation.species, module.weight_numel, device=x.device, dtype=x.dtype)
+    sorted_species = work.species.sort().values  # which it wants
+    return lambda x: module(x, weight=weight, weight_indices=sorted_species)
+
+
+NODE_PEERS: dict[str, Callable[[NodeWork], Call]] = {
+    "cueq": cuequivariance_on_nodes,
+    "cueq, indexed": cuequivariance_indexed,
+}
 PEERS: dict[str, Callable[[Work], Call]] = {
     "cueq": cuequivariance,
     "oeq": openequivariance,

@@ -88,8 +88,9 @@ def main(name: str, dtype_name: str) -> None:
     print(torch.cuda.get_device_name(), name, dtype_name)
     for layout in LAYOUTS:
 
-
-        def this(paths: MatrixPaths, bytes_each: int, of_weights: bool, one: Layout = layout) -> Layout:
+        def this(
+            paths: MatrixPaths, bytes_each: int, of_weights: bool, one: Layout = layout
+        ) -> Layout:
             return one._replace(rows=TILE) if of_weights else one
 
         with mock.patch.object(MatrixPaths, "layout", this):

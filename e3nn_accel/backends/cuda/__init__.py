@@ -49,4 +49,3 @@ class CudaBackend:
             return contraction.plan(descriptor, context)
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)
-

@@ -73,7 +73,9 @@ class IndexedLinearKernels:
         whole = side.covered == side.out_row
         out = (x.new_empty if whole else x.new_zeros)((rows, side.out_row))
         # no class has more than one tile that isn't full
-        tiles = rows // (side.layout(x.element_size(), of_weights=False).rows // side.widest) + min(rows, side.species + 1)
+        tiles = rows // (side.layout(x.element_size(), of_weights=False).rows // side.widest) + min(
+            rows, side.species + 1
+        )
         grid = (tiles * self._items[kind], 1, 1)
         x, w = aligned(x), aligned(w)
         self._kernel(kind, x.device)(grid, (THREADS, 1, 1), x, *sorted_rows, w, rows, out)

@@ -82,7 +82,7 @@ class MatrixPaths:
 
     @classmethod
     def of_linear(cls, d: LinearDescriptor) -> MatrixPaths | str:
-        """Of an ``o3.Linear`` with the same weights for all rows, without its biases; or why there is no kernel for it."""
+        """Of an ``o3.Linear`` with the same weights for all rows, without its biases; or why it has no kernel."""
         if d.f_in is not None or not d.shared_weights:
             return "feature columns or weights of each row's own"
         paths, weight = [], 0
