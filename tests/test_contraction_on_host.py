@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comparison import accelerated, draw, usage
+from comparison import accelerated, usage
 from contraction_parity import check, check_operands
 from host_kernels import HostCompiler
 from mace_parts import ATTRS, Contraction, node_attrs
@@ -13,7 +13,6 @@ from e3nn_accel.backends.cuda import contraction_code, contraction_kernels
 from e3nn_accel.backends.cuda.contraction import plan
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import ContractionDescriptor
-from e3nn_accel.groupings import nodes_by_species
 from e3nn_accel.patches.symmetric_contraction import e3nn_accel_describe
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
@@ -145,17 +144,6 @@ def test_self_check_passes() -> None:
     with accelerated(self_check=True, backend="cuda"):
         module(SMALL.features(4), node_attrs("all species", 4))
         assert usage(module) == {("contraction", "cuda"): 1}
-
-
-def test_nodes_by_species() -> None:
-    """Rows with no non-zero, or several, come last."""
-    attrs = node_attrs("all species", 6)
-    attrs[1], attrs[4] = 0, draw((attrs.shape[1],), 1)
-    nodes = nodes_by_species(attrs)
-    assert nodes.species.tolist() == [0, 4, 2, 1, 4, 3]
-    assert nodes.order.tolist() == [0, 3, 2, 5, 1, 4]
-    assert nodes.first.tolist() == [0, 1, 2, 3, 4, 6]
-    assert nodes_by_species(attrs) is nodes
 
 
 def test_weight_gradients_are_reproducible() -> None:

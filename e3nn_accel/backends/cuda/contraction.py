@@ -11,8 +11,9 @@ import torch
 from e3nn_accel.backends.cuda.contraction_code import MOST_TERMS
 from e3nn_accel.backends.cuda.contraction_kernels import FusedContraction
 from e3nn_accel.backends.cuda.contraction_paths import Paths
+from e3nn_accel.backends.cuda.species import SpeciesSort
 from e3nn_accel.descriptor import ContractionDescriptor
-from e3nn_accel.groupings import NodesBySpecies, nodes_by_species
+from e3nn_accel.groupings import NodesBySpecies
 from e3nn_accel.layout import reduce_weights
 from e3nn_accel.ops.contraction import contraction
 from e3nn_accel.plan import Plan, PlanContext, Refusal
@@ -30,7 +31,7 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
         return Refusal("cuda", "no path contributes anything")
     if paths.term_count > MOST_TERMS or paths.weights > MOST_PATHS:
         return Refusal("cuda", f"{paths.term_count} terms, tables hold {MOST_TERMS}")
-    kernels = FusedContraction(paths, context, str(d))
+    kernels, sort = FusedContraction(paths, context, str(d)), SpeciesSort(context)
     if not kernels.threads or d.components >= MOST_COMPONENTS:
         return Refusal("cuda", f"{d.components} components of a channel, more than a block stages")
     constants: dict[torch.device, tuple[torch.Tensor, ...]] = {}
@@ -54,9 +55,9 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
             # a product that torch differentiates, by node_attrs, too; then each node has its own
             own = (node_attrs @ w.flatten(1)).view(len(x), *w.shape[1:])
             return contraction(x, own, NodesBySpecies.each_its_own(len(x), x.device), kernels)
-        return contraction(x, w, nodes_by_species(node_attrs), kernels)
+        return contraction(x, w, sort.nodes(node_attrs), kernels)
 
     original = sum(shape[1] for shape in d.weight_shapes)
     how = "tables" if kernels.tables else "straight-line code"
     strategy = f"fused, {original} paths reduced to {paths.weights}, {how}"
-    return Plan("cuda", d, strategy, run, tuple(kernels.programs()))
+    return Plan("cuda", d, strategy, run, (*kernels.programs(), sort.program))
