@@ -1,20 +1,21 @@
 """MACE's symmetric contraction: a plan from kernels for its reduced basis.
 
-MACE's weights are mapped to that basis by a small matrix product in torch, at each call: gradients
-reach the original parameters, and nothing of them is kept.
+MACE's weights are mapped to that basis by a small kernel, at each call: gradients reach the original
+parameters, and nothing of them is kept.
 """
 
 from __future__ import annotations
 
 import torch
 
+from e3nn_accel.backends.cuda.contraction_basis import ChangeOfBasis
 from e3nn_accel.backends.cuda.contraction_code import MOST_TERMS
 from e3nn_accel.backends.cuda.contraction_kernels import FusedContraction
 from e3nn_accel.backends.cuda.contraction_paths import Paths
 from e3nn_accel.backends.cuda.species import SpeciesSort
 from e3nn_accel.descriptor import ContractionDescriptor
 from e3nn_accel.groupings import NodesBySpecies
-from e3nn_accel.layout import reduce_weights
+from e3nn_accel.ops.change_of_basis import change_of_basis
 from e3nn_accel.ops.contraction import contraction
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
@@ -34,23 +35,11 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
     kernels, sort = FusedContraction(paths, context, str(d)), SpeciesSort(context)
     if not kernels.threads or d.components >= MOST_COMPONENTS:
         return Refusal("cuda", f"{d.components} components of a channel, more than a block stages")
-    constants: dict[torch.device, tuple[torch.Tensor, ...]] = {}
-
-    def projections(device: torch.device) -> tuple[torch.Tensor, ...]:
-        if device not in constants:
-            constants[device] = tuple(
-                torch.as_tensor(basis.projection, dtype=context.dtype, device=device)
-                for basis in paths.bases
-            )
-        return constants[device]
+    used = [n for n, basis in enumerate(paths.bases) if basis.projection.shape[1]]
+    basis = ChangeOfBasis([paths.bases[n] for n in used], d.channels, context, str(d))
 
     def run(x: torch.Tensor, node_attrs: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        parts = [
-            reduce_weights(weight, projection)
-            for weight, projection in zip(weights, projections(x.device), strict=True)
-            if projection.shape[1]
-        ]
-        w = torch.cat(parts, 1)
+        w = change_of_basis([weights[n] for n in used], basis)
         if node_attrs.requires_grad and torch.is_grad_enabled():
             # a product that torch differentiates, by node_attrs, too; then each node has its own
             own = (node_attrs @ w.flatten(1)).view(len(x), *w.shape[1:])
@@ -60,4 +49,5 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
     original = sum(shape[1] for shape in d.weight_shapes)
     how = "tables" if kernels.tables else "straight-line code"
     strategy = f"fused, {original} paths reduced to {paths.weights}, {how}"
-    return Plan("cuda", d, strategy, run, (*kernels.programs(), sort.program))
+    programs = (*kernels.programs(), basis.program, sort.program)
+    return Plan("cuda", d, strategy, run, programs)
