@@ -9,8 +9,9 @@ from contraction_parity import check, check_operands
 from host_kernels import HostCompiler
 from mace_parts import ATTRS, Contraction, node_attrs
 
-from e3nn_accel.backends.cuda import contraction_code, contraction_kernels
+from e3nn_accel.backends.cuda import contraction_kernels
 from e3nn_accel.backends.cuda.contraction import plan
+from e3nn_accel.backends.cuda.contraction_schedule import Schedule
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import ContractionDescriptor
 from e3nn_accel.patches.symmetric_contraction import e3nn_accel_describe
@@ -94,12 +95,32 @@ def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     check(CASES["correlation 2, l=3"], 5, torch.float64, "one row mixed")
 
 
-def test_several_passes_and_sections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What isn't in registers at the same time."""
-    monkeypatch.setattr(contraction_kernels, "REGISTERS", 0)
-    monkeypatch.setattr(contraction_code, "SECTION", 10)
-    assert len(kernels().passes("forward", False)) > 2
+SCHEDULES = {
+    "several passes and sections": Schedule(registers=0, section=10),
+    "together": Schedule(threads=64, section=10, together=True, each=3),
+    "several teams a node": Schedule(threads=32, each=2),
+    "large blocks": Schedule(threads=256, blocks=2),
+}
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_schedules(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was chosen by measuring, results are the same."""
+    monkeypatch.setattr(contraction_kernels, "chosen", lambda *of: SCHEDULES[name])
+    assert len(kernels().passes("forward", False)) > 2 or "passes" not in name
     check(SMALL, 5, torch.float64, "one row mixed")
+    check(Contraction("0e+1o", "0e+1o", 2, channels=37), 5, torch.float32)
+
+
+def test_a_view_that_begins_anywhere() -> None:
+    """Rows of 16 bytes or more are read so many bytes at a time."""
+    x = SMALL.features(6, dtype=torch.float32)
+    shifted = torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x)
+    module = SMALL.build(torch.float32)
+    with accelerated(self_check=False, backend="cuda"):
+        y = node_attrs("all species", 6).float()
+        assert shifted.data_ptr() % 16
+        assert torch.equal(module(shifted, y), module(x, y))
 
 
 def test_operands_that_are_not_contiguous() -> None:

@@ -22,7 +22,6 @@ from e3nn_accel.plan import Plan, PlanContext, Refusal
 MOST_PATHS = 65535
 """Blocks that a grid has in its second and third direction."""
 MOST_COMPONENTS = 255
-"""A table's indices are bytes."""
 
 
 def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
@@ -33,8 +32,10 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
     if paths.term_count > MOST_TERMS or paths.weights > MOST_PATHS:
         return Refusal("cuda", f"{paths.term_count} terms, tables hold {MOST_TERMS}")
     kernels, sort = FusedContraction(paths, context, str(d)), SpeciesSort(context)
-    if not kernels.threads or d.components >= MOST_COMPONENTS:
-        return Refusal("cuda", f"{d.components} components of a channel, more than a block stages")
+    if d.components >= MOST_COMPONENTS:
+        return Refusal(
+            "cuda", f"{d.components} components of a channel, a table's indices are bytes"
+        )
     used = [n for n, basis in enumerate(paths.bases) if basis.projection.shape[1]]
     basis = ChangeOfBasis([paths.bases[n] for n in used], d.channels, context, str(d))
 
