@@ -126,9 +126,11 @@ def species_of(attrs: torch.Tensor) -> Species | None:
     return _shared(attrs, "species", _find_species)
 
 
-def nodes_by_species(attrs: torch.Tensor) -> NodesBySpecies:
-    """Group rows of ``attrs`` [.., species] by their single non-zero."""
-    return _shared(attrs, "nodes by species", _find_nodes)
+def nodes_by_species(
+    attrs: torch.Tensor, find: Callable[[torch.Tensor], NodesBySpecies]
+) -> NodesBySpecies:
+    """Group rows of ``attrs`` [.., species] by their single non-zero; ``find`` does what `in_torch` does."""
+    return _shared(attrs, "nodes by species", find)
 
 
 def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
@@ -145,7 +147,8 @@ def neighbours_of(edge_index: torch.Tensor, nodes: int) -> Neighbours:
     return _shared(edge_index, f"neighbours {nodes}", lambda index: _find_neighbours(index, nodes))
 
 
-def _find_nodes(attrs: torch.Tensor) -> NodesBySpecies:
+def in_torch(attrs: torch.Tensor) -> NodesBySpecies:
+    """Rows of ``attrs`` [.., species] by their single non-zero, of any number of species."""
     kinds = attrs.shape[-1]
     attrs = attrs.reshape(-1, kinds)
     single = torch.count_nonzero(attrs, 1) == 1

@@ -10,10 +10,12 @@
 // its leaves. Coefficients are immediates, features and polynomials lie in registers; what doesn't fit is
 // made in several passes, and what is too long for a compiler runs from tables (contraction_tables.cuh).
 //
-// A thread owns a channel of a node, in forward and for dx; a block owns THREADS of them, whatever the
-// number of channels. Both read x once, and w from the cache, where it serves all nodes of a species;
-// b (in + out) per channel, and a few hundred multiply-adds: bound by arithmetic.
-// For dweights a block owns a species, THREADS channels and a share of the species' nodes, in `order`: a sum
+// Forward and dx: a thread owns a channel, of `each` nodes one after the other; a block has GROUP nodes at a
+// time, with a TEAM of threads for the channels of each. Nodes come in the order of their species: those that
+// are together share weights, which the first-level cache keeps. Both read x once; b (in + out) per channel,
+// and a few hundred multiply-adds: bound by arithmetic, or by the fetching of so long a code, which is
+// less where the warps of a block stay together (TOGETHER).
+// For dweights a block owns a species, TEAM channels and a share of the species' nodes, in `order`: a sum
 // for each share, to be added up in a fixed order. Nothing is atomic. A node of several species is in a list
 // of its own, which every species goes through; first[kinds] is where it starts.
 //
@@ -28,77 +30,89 @@ __device__ __forceinline__ long long place(int k, long long node, int channel) {
     return node * (CHANNELS * OUTPUTS) + PLACE[k].offset + channel * PLACE[k].stride + PLACE[k].m;
 }
 
+// Which of a block's nodes and which channel a thread has; threads that have none do another's work with it,
+// since there may be barriers, and write nothing.
+struct Seat {
+    int node, channel;
+    bool idle;
+
+    __device__ __forceinline__ Seat() {
+        const int thread = min((int)threadIdx.x, GROUP * TEAM - 1);
+        node = thread / TEAM;
+        channel = min((int)blockIdx.y * TEAM + thread % TEAM, CHANNELS - 1);
+        idle = (int)threadIdx.x >= GROUP * TEAM || (int)blockIdx.y * TEAM + thread % TEAM >= CHANNELS;
+    }
+};
+
 #if FORWARD
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 contraction_forward(const real* __restrict__ x, const real* __restrict__ weights, const real* __restrict__ attrs,
-                    const int* __restrict__ species, const real* __restrict__ hx, const real* __restrict__ hweights,
-                    long long nodes, int kinds, real* __restrict__ out) {
-    __shared__ real staged[THREADS * STRIDE];
-    const long long first = (long long)blockIdx.x * THREADS, column = first + threadIdx.x;
-    const int count = (int)min((long long)THREADS, nodes * CHANNELS - first);
-    number f[COMPONENTS];
-    fetch(f, staged, x, hx, first, count);
-    if ((int)threadIdx.x >= count) return;
-    const long long node = column / CHANNELS;
-    const int channel = (int)(column % CHANNELS);
-    number sums[OUTPUTS];
-    UNROLL for (int k = 0; k < OUTPUTS; k++) sums[k] = number{};
-    each_pass([&](auto pass) {
-        typedef decltype(pass) P;
-        number b[P::ROWS], w[P::PATHS];
-        pass.polynomials(f, b);
-        weights_of<P>(w, pass, weights, hweights, attrs, species, kinds, node, channel);
-        UNROLL for (int r = 0; r < pass.rows(); r++) {
-            number& sum = sums[pass.row(r).out];
-            sum = multiply_add(w[pass.row(r).path], b[r], sum);
-        }
-        forget_all(f);
-    });
-    UNROLL for (int k = 0; k < OUTPUTS; k++) store_once(out + place(k, node, channel), result_of(sums[k]));
+                    const int* __restrict__ species, const int* __restrict__ order, const real* __restrict__ hx,
+                    const real* __restrict__ hweights, long long nodes, int kinds, int each, real* __restrict__ out) {
+    const Seat seat;
+    long long base = (long long)blockIdx.x * each * GROUP;
+    for (const long long end = min(base + (long long)each * GROUP, nodes); base < end; base += GROUP) {
+        const Node node = node_at(min(base + seat.node, nodes - 1), order, species, attrs, kinds);
+        number f[COMPONENTS], sums[OUTPUTS];
+        fetch(f, x, hx, node.number * CHANNELS + seat.channel);
+        UNROLL for (int k = 0; k < OUTPUTS; k++) sums[k] = number{};
+        each_pass([&](auto pass) {
+            typedef decltype(pass) P;
+            number b[P::ROWS], w[P::PATHS];
+            pass.polynomials(f, b);
+            weights_of<P>(w, pass, weights, hweights, attrs, kinds, node, seat.channel);
+            UNROLL for (int r = 0; r < pass.rows(); r++) {
+                number& sum = sums[pass.row(r).out];
+                sum = multiply_add(w[pass.row(r).path], b[r], sum);
+            }
+            forget_all(f);
+        });
+        if (seat.idle || base + seat.node >= nodes) continue;
+        UNROLL for (int k = 0; k < OUTPUTS; k++)
+            store_once(out + place(k, node.number, seat.channel), node.scale * result_of(sums[k]));
+    }
 }
 #endif
 
 #if FEATURES
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 contraction_features(const real* __restrict__ x, const real* __restrict__ weights, const real* __restrict__ attrs,
-                     const int* __restrict__ species, const real* __restrict__ hx, const real* __restrict__ hweights,
-                     const real* __restrict__ grad, long long nodes, int kinds, real* __restrict__ dx) {
-    __shared__ real staged[THREADS * STRIDE];
-    const long long first = (long long)blockIdx.x * THREADS;
-    const int count = (int)min((long long)THREADS, nodes * CHANNELS - first);
-    const long long column = first + min((int)threadIdx.x, count - 1);
-    number f[COMPONENTS], sums[COMPONENTS];
-    fetch(f, staged, x, hx, first, count);
-    UNROLL for (int i = 0; i < COMPONENTS; i++) sums[i] = number{};
-    // Threads without a channel do the last one's work, with features of zero, and write nothing.
-    const long long node = column / CHANNELS;
-    const int channel = (int)(column % CHANNELS);
-    real g[OUTPUTS];
-    UNROLL for (int k = 0; k < OUTPUTS; k++) g[k] = __ldg(grad + place(k, node, channel));
-    each_pass([&](auto pass) {
-        typedef decltype(pass) P;
-        number y[P::ROWS], w[P::PATHS];
-        weights_of<P>(w, pass, weights, hweights, attrs, species, kinds, node, channel);
-        UNROLL for (int r = 0; r < pass.rows(); r++) y[r] = multiply(g[pass.row(r).out], w[pass.row(r).path]);
-        pass.gradient(f, y, sums);
-        forget_all(f);
-    });
-    __syncthreads();
-    UNROLL for (int i = 0; i < COMPONENTS; i++) staged[threadIdx.x * STRIDE + i] = result_of(sums[i]);
-    __syncthreads();
-    for (int n = threadIdx.x; n < count * COMPONENTS; n += THREADS)
-        store_once(dx + first * COMPONENTS + n, staged[n / COMPONENTS * STRIDE + n % COMPONENTS]);
+                     const int* __restrict__ species, const int* __restrict__ order, const real* __restrict__ hx,
+                     const real* __restrict__ hweights, const real* __restrict__ grad, long long nodes, int kinds,
+                     int each, real* __restrict__ dx) {
+    const Seat seat;
+    long long base = (long long)blockIdx.x * each * GROUP;
+    for (const long long end = min(base + (long long)each * GROUP, nodes); base < end; base += GROUP) {
+        const Node node = node_at(min(base + seat.node, nodes - 1), order, species, attrs, kinds);
+        const long long column = node.number * CHANNELS + seat.channel;
+        number f[COMPONENTS], sums[COMPONENTS];
+        fetch(f, x, hx, column);
+        UNROLL for (int i = 0; i < COMPONENTS; i++) sums[i] = number{};
+        real g[OUTPUTS];
+        UNROLL for (int k = 0; k < OUTPUTS; k++) g[k] = node.scale * __ldg(grad + place(k, node.number, seat.channel));
+        each_pass([&](auto pass) {
+            typedef decltype(pass) P;
+            number y[P::ROWS], w[P::PATHS];
+            weights_of<P>(w, pass, weights, hweights, attrs, kinds, node, seat.channel);
+            UNROLL for (int r = 0; r < pass.rows(); r++) y[r] = multiply(g[pass.row(r).out], w[pass.row(r).path]);
+            pass.gradient(f, y, sums);
+            forget_all(f);
+        });
+        if (seat.idle || base + seat.node >= nodes) continue;
+        real results[COMPONENTS];
+        UNROLL for (int i = 0; i < COMPONENTS; i++) results[i] = result_of(sums[i]);
+        store_row(dx + column * COMPONENTS, results);
+    }
 }
 #endif
 
 #if WEIGHTS
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 contraction_weights(const real* __restrict__ x, const real* __restrict__ attrs, const int* __restrict__ order,
                     const int* __restrict__ starts, const real* __restrict__ hx, const real* __restrict__ grad,
                     int kinds, real* __restrict__ dweights) {
-    __shared__ real staged[THREADS * STRIDE];
-    const int s = blockIdx.x / CHUNKS, first = blockIdx.x % CHUNKS * THREADS, channel = first + threadIdx.x;
-    const int count = min(THREADS, CHANNELS - first);
+    const int s = blockIdx.x / CHUNKS, first = blockIdx.x % CHUNKS * TEAM, channel = first + threadIdx.x;
+    if ((int)threadIdx.x >= TEAM || channel >= CHANNELS) return;
     only_pass(blockIdx.z, [&](auto pass) {
         typedef decltype(pass) P;
         number sums[P::PATHS];
@@ -111,10 +125,8 @@ contraction_weights(const real* __restrict__ x, const real* __restrict__ attrs, 
                 const long long node = order[t];
                 const real a = attrs ? __ldg(attrs + node * kinds + s) : (real)1;
                 if (a == 0) continue;
-                number f[COMPONENTS];
-                fetch(f, staged, x, hx, node * CHANNELS + first, count);
-                if ((int)threadIdx.x >= count) continue;
-                number b[P::ROWS];
+                number f[COMPONENTS], b[P::ROWS];
+                fetch(f, x, hx, node * CHANNELS + channel);
                 pass.polynomials(f, b);
                 UNROLL for (int r = 0; r < pass.rows(); r++) {
                     const real g = a * __ldg(grad + place(pass.row(r).out, node, channel));
@@ -123,7 +135,6 @@ contraction_weights(const real* __restrict__ x, const real* __restrict__ attrs, 
                 }
             }
         }
-        if ((int)threadIdx.x >= count) return;
         real* to = dweights + ((long long)blockIdx.y * kinds + s) * PATHS_OF_ALL * CHANNELS + channel;
         UNROLL for (int q = 0; q < P::PATHS; q++) store_once(to + (long long)pass.path(q).weight * CHANNELS, result_of(sums[q]));
     });

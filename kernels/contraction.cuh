@@ -3,8 +3,7 @@
 #pragma once
 
 #define UNROLL _Pragma("unroll")
-#define STRIDE (COMPONENTS | 1)  // of rows in shared memory: odd, so that lanes are in different banks
-#define CHUNKS ((CHANNELS + THREADS - 1) / THREADS)
+#define WIDTH (16 / (int)sizeof(real))
 
 // Component k of channel c: at offset + c * stride + m of a row of results.
 struct Place {
@@ -69,37 +68,82 @@ __device__ __forceinline__ void forget_all(T (&f)[N]) {
     UNROLL for (int i = 0; i < N; i++) forget(f[i]);
 }
 
-// The features of `count` channels that follow one another, from `first` on, a thread each. They are moved
-// in the order of memory, through shared memory. All threads of the block take part.
-__device__ __forceinline__ void fetch_rows(real (&to)[COMPONENTS], real* staged, const real* rows, long long first, int count) {
-    const real* from = rows + first * COMPONENTS;
+// Sections of the generated code begin by this: warps that stay together share what is fetched of it.
+__device__ __forceinline__ void stay_together() {
+#if TOGETHER
     __syncthreads();
-    for (int n = threadIdx.x; n < count * COMPONENTS; n += THREADS)
-        staged[n / COMPONENTS * STRIDE + n % COMPONENTS] = __ldg(from + n);
-    __syncthreads();
-    if ((int)threadIdx.x < count)
-        UNROLL for (int i = 0; i < COMPONENTS; i++) to[i] = staged[threadIdx.x * STRIDE + i];
+#endif
 }
 
-__device__ __forceinline__ void fetch(number (&f)[COMPONENTS], real* staged, const real* x, const real* hx, long long first, int count) {
-    real v[COMPONENTS] = {}, d[COMPONENTS] = {};
-    fetch_rows(v, staged, x, first, count);
-    if (hx) fetch_rows(d, staged, hx, first, count);
+// A channel's numbers are contiguous: 16 bytes at a time, where rows are a multiple of that. Lanes are apart by a
+// row, and the first-level cache keeps the rest of a line for the loads that follow at once.
+struct alignas(16) Wide {
+    real of[WIDTH];
+};
+
+__device__ __forceinline__ void load_row(real (&to)[COMPONENTS], const real* row) {
+    if constexpr (COMPONENTS % WIDTH == 0)
+        UNROLL for (int i = 0; i < COMPONENTS / WIDTH; i++) {
+            const Wide wide = reinterpret_cast<const Wide*>(row)[i];
+            UNROLL for (int k = 0; k < WIDTH; k++) to[i * WIDTH + k] = wide.of[k];
+        }
+    else
+        UNROLL for (int i = 0; i < COMPONENTS; i++) to[i] = __ldg(row + i);
+}
+
+__device__ __forceinline__ void store_row(real* row, const real (&from)[COMPONENTS]) {
+    if constexpr (COMPONENTS % WIDTH == 0)
+        UNROLL for (int i = 0; i < COMPONENTS / WIDTH; i++) {
+            Wide wide;
+            UNROLL for (int k = 0; k < WIDTH; k++) wide.of[k] = from[i * WIDTH + k];
+            reinterpret_cast<Wide*>(row)[i] = wide;
+        }
+    else
+        UNROLL for (int i = 0; i < COMPONENTS; i++) row[i] = from[i];
+}
+
+__device__ __forceinline__ void fetch(number (&f)[COMPONENTS], const real* x, const real* hx, long long column) {
+    real v[COMPONENTS], d[COMPONENTS] = {};
+    load_row(v, x + column * COMPONENTS);
+    if (hx) load_row(d, hx + column * COMPONENTS);
     UNROLL for (int i = 0; i < COMPONENTS; i++) f[i] = number_of(v[i], d[i]);
 }
 
-// w[q] = sum over the species s of a node: attrs[node,s] * weights[s, path q of the pass, channel]
+// A node, and the factor of its weights.
+struct Node {
+    long long number;
+    int species;  // `kinds` of a node of no single species
+    real scale;
+};
+
+__device__ __forceinline__ Node node_at(long long position, const int* order, const int* species, const real* attrs, int kinds) {
+    const long long number = __ldg(order + position);
+    const int own = __ldg(species + number);
+    return {number, own, attrs && own < kinds ? __ldg(attrs + number * kinds + own) : (real)1};
+}
+
+// w[q] * scale = sum over the species s of a node: attrs[node,s] * weights[s, path q of the pass, channel]
 template <class P>
 __device__ __forceinline__ void weights_of(number (&w)[P::PATHS], const P& pass, const real* weights, const real* hweights,
-                                           const real* attrs, const int* species, int kinds, long long node, int channel) {
-    const int own = __ldg(species + node);
-    const int end = own < kinds ? own + 1 : kinds;  // a node of no single species has `kinds` for one
+                                           const real* attrs, int kinds, const Node& node, int channel) {
+    const long long of_species = (long long)PATHS_OF_ALL * CHANNELS;
+    weights += channel;
+    if (hweights) hweights += channel;
+    if (node.species < kinds) {
+        weights += node.species * of_species;
+        if (hweights) hweights += node.species * of_species;
+        UNROLL for (int q = 0; q < P::PATHS; q++) {
+            const int at = pass.path(q).weight * CHANNELS;
+            w[q] = number_of(__ldg(weights + at), hweights ? __ldg(hweights + at) : (real)0);
+        }
+        return;
+    }
     UNROLL for (int q = 0; q < P::PATHS; q++) w[q] = number{};
-    for (int s = own < kinds ? own : 0; s < end; s++) {
-        const real a = attrs ? __ldg(attrs + node * kinds + s) : (real)1;
+    for (int s = 0; s < kinds; s++, weights += of_species, hweights += hweights ? of_species : 0) {
+        const real a = __ldg(attrs + node.number * kinds + s);
         if (a == 0) continue;
         UNROLL for (int q = 0; q < P::PATHS; q++) {
-            const long long at = ((long long)s * PATHS_OF_ALL + pass.path(q).weight) * CHANNELS + channel;
+            const int at = pass.path(q).weight * CHANNELS;
             w[q] = multiply_add(a, number_of(__ldg(weights + at), hweights ? __ldg(hweights + at) : (real)0), w[q]);
         }
     }

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comparison import accelerated, draw, usage
+from comparison import accelerated, usage
 from contraction_parity import check, check_operands
 from host_kernels import HostCompiler
 from mace_parts import ATTRS, Contraction, node_attrs
 
-from e3nn_accel.backends.cuda import contraction_code, contraction_kernels
+from e3nn_accel.backends.cuda import contraction_kernels
 from e3nn_accel.backends.cuda.contraction import plan
+from e3nn_accel.backends.cuda.contraction_schedule import Schedule
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import ContractionDescriptor
-from e3nn_accel.groupings import nodes_by_species
 from e3nn_accel.patches.symmetric_contraction import e3nn_accel_describe
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
@@ -95,12 +95,32 @@ def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     check(CASES["correlation 2, l=3"], 5, torch.float64, "one row mixed")
 
 
-def test_several_passes_and_sections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What isn't in registers at the same time."""
-    monkeypatch.setattr(contraction_kernels, "REGISTERS", 0)
-    monkeypatch.setattr(contraction_code, "SECTION", 10)
-    assert len(kernels().passes("forward", False)) > 2
+SCHEDULES = {
+    "several passes and sections": Schedule(registers=0, section=10),
+    "together": Schedule(threads=64, section=10, together=True, each=3),
+    "several teams a node": Schedule(threads=32, each=2),
+    "large blocks": Schedule(threads=256, blocks=2),
+}
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_schedules(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was chosen by measuring, results are the same."""
+    monkeypatch.setattr(contraction_kernels, "chosen", lambda *of: SCHEDULES[name])
+    assert len(kernels().passes("forward", False)) > 2 or "passes" not in name
     check(SMALL, 5, torch.float64, "one row mixed")
+    check(Contraction("0e+1o", "0e+1o", 2, channels=37), 5, torch.float32)
+
+
+def test_a_view_that_begins_anywhere() -> None:
+    """Rows of 16 bytes or more are read so many bytes at a time."""
+    x = SMALL.features(6, dtype=torch.float32)
+    shifted = torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x)
+    module = SMALL.build(torch.float32)
+    with accelerated(self_check=False, backend="cuda"):
+        y = node_attrs("all species", 6).float()
+        assert shifted.data_ptr() % 16
+        assert torch.equal(module(shifted, y), module(x, y))
 
 
 def test_operands_that_are_not_contiguous() -> None:
@@ -145,17 +165,6 @@ def test_self_check_passes() -> None:
     with accelerated(self_check=True, backend="cuda"):
         module(SMALL.features(4), node_attrs("all species", 4))
         assert usage(module) == {("contraction", "cuda"): 1}
-
-
-def test_nodes_by_species() -> None:
-    """Rows with no non-zero, or several, come last."""
-    attrs = node_attrs("all species", 6)
-    attrs[1], attrs[4] = 0, draw((attrs.shape[1],), 1)
-    nodes = nodes_by_species(attrs)
-    assert nodes.species.tolist() == [0, 4, 2, 1, 4, 3]
-    assert nodes.order.tolist() == [0, 3, 2, 5, 1, 4]
-    assert nodes.first.tolist() == [0, 1, 2, 3, 4, 6]
-    assert nodes_by_species(attrs) is nodes
 
 
 def test_weight_gradients_are_reproducible() -> None:

@@ -19,7 +19,6 @@ from e3nn_accel.backends.cuda import indexed_linear
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import TensorProductDescriptor
-from e3nn_accel.groupings import nodes_by_species
 from e3nn_accel.patches.tensor_product import e3nn_accel_describe
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
@@ -160,15 +159,6 @@ def test_a_row_that_is_not_finite() -> None:
         assert module(x, y).isfinite().all(1).tolist() == [n != 2 for n in range(6)]
 
 
-def test_classes() -> None:
-    """Rows with a single non-zero of any sign by its column, all others last."""
-    attrs = torch.tensor([[0, 0, -2], [0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]]).double()
-    found = nodes_by_species(attrs)
-    assert found.order.tolist() == [2, 0, 4, 1, 3]
-    assert found.first.tolist() == [0, 1, 1, 3, 5]
-    assert found.order.dtype == found.first.dtype == torch.int32
-
-
 def test_refusal_of_high_degrees() -> None:
     refused = planned("1x8e", "2x0e", "1x8e")
     assert isinstance(refused, Refusal)
@@ -183,6 +173,7 @@ def test_programs_are_known_before_the_first_run() -> None:
         "indexed_linear_double",
         "indexed_linear_input_double",
         "indexed_linear_weights_double",
+        "species_double",
     ]
 
 

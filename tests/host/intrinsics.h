@@ -35,6 +35,21 @@ inline unsigned vote(unsigned mask, bool condition) {
     return found;
 }
 
+// The lanes of the mask that have the same value.
+template <class T>
+unsigned match(unsigned mask, T value) {
+    const Thread me = self();
+    Exchange& lanes = exchanges[me.warp];
+    std::memcpy(lanes.value[me.lane], &value, sizeof(T));
+    wait_for_lanes(mask);
+    unsigned found = 0;
+    for (unsigned lane = 0; lane < 32; lane++)
+        if ((mask >> lane & 1) && is_running(me.warp, lane) && !std::memcmp(lanes.value[lane], &value, sizeof(T)))
+            found |= 1u << lane;
+    wait_for_lanes(mask);
+    return found;
+}
+
 }  // namespace host
 
 template <class T>
@@ -57,6 +72,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned step, int width = 32) {
     const int lane = host::self().lane, from = lane - int(step);
     return host::exchange(mask, value, from >= lane / width * width ? from : lane);
 }
+template <class T> unsigned __match_any_sync(unsigned mask, T value) { return host::match(mask, value); }
 inline unsigned __ballot_sync(unsigned mask, bool condition) { return host::vote(mask, condition); }
 inline int __any_sync(unsigned mask, bool condition) { return host::vote(mask, condition) != 0; }
 inline int __all_sync(unsigned mask, bool condition) { return host::vote(mask, !condition) == 0; }

@@ -1,26 +1,27 @@
 """MACE's symmetric contraction: a plan from kernels for its reduced basis.
 
-MACE's weights are mapped to that basis by a small matrix product in torch, at each call: gradients
-reach the original parameters, and nothing of them is kept.
+MACE's weights are mapped to that basis by a small kernel, at each call: gradients reach the original
+parameters, and nothing of them is kept.
 """
 
 from __future__ import annotations
 
 import torch
 
+from e3nn_accel.backends.cuda.contraction_basis import ChangeOfBasis
 from e3nn_accel.backends.cuda.contraction_code import MOST_TERMS
 from e3nn_accel.backends.cuda.contraction_kernels import FusedContraction
 from e3nn_accel.backends.cuda.contraction_paths import Paths
+from e3nn_accel.backends.cuda.species import SpeciesSort
 from e3nn_accel.descriptor import ContractionDescriptor
-from e3nn_accel.groupings import NodesBySpecies, nodes_by_species
-from e3nn_accel.layout import reduce_weights
+from e3nn_accel.groupings import NodesBySpecies
+from e3nn_accel.ops.change_of_basis import change_of_basis
 from e3nn_accel.ops.contraction import contraction
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
 MOST_PATHS = 65535
 """Blocks that a grid has in its second and third direction."""
 MOST_COMPONENTS = 255
-"""A table's indices are bytes."""
 
 
 def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
@@ -30,33 +31,24 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
         return Refusal("cuda", "no path contributes anything")
     if paths.term_count > MOST_TERMS or paths.weights > MOST_PATHS:
         return Refusal("cuda", f"{paths.term_count} terms, tables hold {MOST_TERMS}")
-    kernels = FusedContraction(paths, context, str(d))
-    if not kernels.threads or d.components >= MOST_COMPONENTS:
-        return Refusal("cuda", f"{d.components} components of a channel, more than a block stages")
-    constants: dict[torch.device, tuple[torch.Tensor, ...]] = {}
-
-    def projections(device: torch.device) -> tuple[torch.Tensor, ...]:
-        if device not in constants:
-            constants[device] = tuple(
-                torch.as_tensor(basis.projection, dtype=context.dtype, device=device)
-                for basis in paths.bases
-            )
-        return constants[device]
+    kernels, sort = FusedContraction(paths, context, str(d)), SpeciesSort(context)
+    if d.components >= MOST_COMPONENTS:
+        return Refusal(
+            "cuda", f"{d.components} components of a channel, a table's indices are bytes"
+        )
+    used = [n for n, basis in enumerate(paths.bases) if basis.projection.shape[1]]
+    basis = ChangeOfBasis([paths.bases[n] for n in used], d.channels, context, str(d))
 
     def run(x: torch.Tensor, node_attrs: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        parts = [
-            reduce_weights(weight, projection)
-            for weight, projection in zip(weights, projections(x.device), strict=True)
-            if projection.shape[1]
-        ]
-        w = torch.cat(parts, 1)
+        w = change_of_basis([weights[n] for n in used], basis)
         if node_attrs.requires_grad and torch.is_grad_enabled():
             # a product that torch differentiates, by node_attrs, too; then each node has its own
             own = (node_attrs @ w.flatten(1)).view(len(x), *w.shape[1:])
             return contraction(x, own, NodesBySpecies.each_its_own(len(x), x.device), kernels)
-        return contraction(x, w, nodes_by_species(node_attrs), kernels)
+        return contraction(x, w, sort.nodes(node_attrs), kernels)
 
     original = sum(shape[1] for shape in d.weight_shapes)
     how = "tables" if kernels.tables else "straight-line code"
     strategy = f"fused, {original} paths reduced to {paths.weights}, {how}"
-    return Plan("cuda", d, strategy, run, tuple(kernels.programs()))
+    programs = (*kernels.programs(), basis.program, sort.program)
+    return Plan("cuda", d, strategy, run, programs)

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from e3nn_accel.backends.cuda.contraction_paths import Pass, Path, Paths
+from e3nn_accel.backends.cuda.contraction_schedule import Layout, Schedule
 from e3nn_accel.symmetric_basis import Monomial
 
 MOST_LINES = 6000
 """Multiply-adds of the longest function, before derivatives multiply them: some seconds for the compiler."""
-SECTION = 300
-"""Lines between branches."""
 MOST_TERMS = 1 << 16
 """Terms of a table, which is text that the compiler reads."""
 
@@ -28,7 +27,14 @@ def lines_of(paths: Paths) -> int:
     return paths.term_count + 3 * len(monomials)
 
 
-def header(paths: Paths, passes: tuple[Pass, ...], threads: int, real: str, tables: bool) -> str:
+def header(
+    paths: Paths,
+    passes: tuple[Pass, ...],
+    schedule: Schedule,
+    layout: Layout,
+    real: str,
+    tables: bool,
+) -> str:
     """All that contraction.cu needs to know about a plan."""
     ends = [sum(paths.widths[: n + 1]) for n in range(len(paths.widths))]
     places = [
@@ -37,7 +43,12 @@ def header(paths: Paths, passes: tuple[Pass, ...], threads: int, real: str, tabl
         for m in range(width)
     ]
     constants = {
-        "THREADS": threads,
+        "THREADS": layout.threads,
+        "TEAM": layout.team,
+        "GROUP": layout.group,
+        "CHUNKS": layout.chunks,
+        "BLOCKS": schedule.blocks,
+        "TOGETHER": int(schedule.together),
         "CHANNELS": paths.channels,
         "COMPONENTS": paths.components,
         "OUTPUTS": paths.outputs,
@@ -48,11 +59,11 @@ def header(paths: Paths, passes: tuple[Pass, ...], threads: int, real: str, tabl
     parts += [f"#define {name} {value}" for name, value in constants.items()]
     parts += ['#include "real.cuh"', '#include "contraction.cuh"']
     parts.append(f"__device__ constexpr Place PLACE[] = {{{', '.join(places)}}};")
-    parts += _tables(paths) if tables else _functions(passes)
+    parts += _tables(paths) if tables else _functions(passes, schedule.section)
     return "\n".join(parts) + "\n"
 
 
-def _functions(passes: tuple[Pass, ...]) -> Iterator[str]:
+def _functions(passes: tuple[Pass, ...], section: int) -> Iterator[str]:
     for n, one in enumerate(passes):
         listed = ", ".join(_places_of(one.paths))
         rows = ", ".join(_rows_of(one.paths))
@@ -69,11 +80,11 @@ def _functions(passes: tuple[Pass, ...]) -> Iterator[str]:
     }}
     template <class T>
     static __device__ __forceinline__ void polynomials(T (&x)[COMPONENTS], T (&b)[ROWS]) {{
-{_body(_polynomials(one))}
+{_body(_polynomials(one, section))}
     }}
     template <class T>
     static __device__ __forceinline__ void gradient(T (&x)[COMPONENTS], T (&y)[ROWS], T (&dx)[COMPONENTS]) {{
-{_body(_gradient(one))}
+{_body(_gradient(one, section))}
     }}
 }};"""
     calls = " ".join(f"f(Pass{n}{{}});" for n in range(len(passes)))
@@ -99,7 +110,7 @@ def _rows_of(paths: Iterable[Path]) -> Iterator[str]:
         yield from (f"{{{q}, {path.out + m}}}" for m in range(path.width))
 
 
-def _polynomials(one: Pass) -> Iterator[str]:
+def _polynomials(one: Pass, section: int) -> Iterator[str]:
     """Lines for b = B(x): each monomial is made once, of the one that lacks its last feature."""
     terms = one.terms()
     begun: set[int] = set()
@@ -120,10 +131,10 @@ def _polynomials(one: Pass) -> Iterator[str]:
     children = _children(terms)
     blocks = [list(visit(root)) for root in children.get((), ())]
     yield from (f"b[{row}] = T{{}};" for row in range(one.rows) if row not in begun)
-    yield from _in_sections(blocks, "forget_all(x);")
+    yield from _in_sections(blocks, section, "forget_all(x);")
 
 
-def _gradient(one: Pass) -> Iterator[str]:
+def _gradient(one: Pass, section: int) -> Iterator[str]:
     """Lines for dx += the gradient of sum_r y[r] B_r(x), by the product rule from the leaves of the tree of monomials.
 
     t of a monomial is the derivative by it; with its factors v * x[k], dx[k] gets v t and t x[k] goes to v.
@@ -153,20 +164,21 @@ def _gradient(one: Pass) -> Iterator[str]:
             [*visit(root), f"dx[{root[0]}] = add(dx[{root[0]}], t{_suffix(root)});"]
             for root in children.get((), ())
         ],
+        section,
         "forget_all(x); forget_all(y);",
     )
 
 
-def _in_sections(blocks: Iterable[list[str]], begin: str) -> Iterator[str]:
+def _in_sections(blocks: Iterable[list[str]], most: int, begin: str) -> Iterator[str]:
     """Blocks of lines one after the other, cut by branches that are always taken.
 
     LLVM's time for a straight line grows with its square: eight seconds for the gradient of MACE's, a
-    sixth of that in sections. ``begin`` makes operands new in each, or else all products of them would be
+    sixth of that in sections of 300 lines. ``begin`` makes operands new in each, or else all products of them would be
     taken out of the loop.
     """
     sections: list[list[str]] = []
     for block in blocks:
-        if not sections or len(sections[-1]) + len(block) > SECTION:
+        if not sections or len(sections[-1]) + len(block) > most:
             sections.append([])
         sections[-1] += block
     if len(sections) == 1:
@@ -176,7 +188,7 @@ def _in_sections(blocks: Iterable[list[str]], begin: str) -> Iterator[str]:
     yield f'_Pragma("unroll 1") {loop} switch (section) {{'
     for n, lines in enumerate(sections):
         yield f"case {n}: {{"
-        yield begin
+        yield f"stay_together(); {begin}"
         yield from lines
         yield "} break;"
     yield "}"

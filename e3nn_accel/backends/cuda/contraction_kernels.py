@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from e3nn_accel.backends.cuda.contraction_code import MOST_LINES, header, lines_of
 from e3nn_accel.backends.cuda.contraction_paths import Pass, Paths
+from e3nn_accel.backends.cuda.contraction_schedule import (
+    Choice,
+    Kind,
+    Layout,
+    Schedule,
+    chosen,
+)
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies
-from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.launch import Dimensions, Kernel, load_all
 from e3nn_accel.ops.contraction import Pair, Wanted
 from e3nn_accel.plan import PlanContext
 
-Kind = Literal["forward", "features", "weights"]
 KINDS: tuple[Kind, ...] = ("forward", "features", "weights")
 REAL = {torch.float32: ("float", 4), torch.float64: ("double", 8)}
-SIGNATURES = {"forward": "PPPPPPqiP", "features": "PPPPPPPqiP", "weights": "PPPPPPiP"}
-SHARED_BYTES = 46 * 1024
-REGISTERS = 210
-"""Of 255, those for numbers; the rest is for addresses, and monomials on their way."""
+SIGNATURES = {"forward": "PPPPPPPqiiP", "features": "PPPPPPPPqiiP", "weights": "PPPPPPiP"}
 LEAST_ROWS = 8
 NODES_A_SHARE = 16
 """Nodes of dw's partial sums, at least on average."""
@@ -29,17 +33,38 @@ PARTIAL_SUMS = 1 << 22
 MOST_SHARES = 128
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A kernel on one device, and all that a launch needs to know."""
+
+    kernel: Kernel
+    schedule: Schedule
+    layout: Layout
+    passes: int
+
+    @cached_property
+    def block(self) -> Dimensions:
+        """Threads of a block."""
+        return self.layout.threads, 1, 1
+
+    def grid_of(self, nodes: int) -> tuple[Dimensions, Dimensions]:
+        """Grid and block where a thread owns a channel of some nodes."""
+        each = self.layout.group * self.schedule.each
+        return (-(-nodes // each), self.layout.chunks, 1), self.block
+
+
 class FusedContraction:
     """`e3nn_accel.ops.contraction` differentiates with these."""
 
-    def __init__(self, paths: Paths, context: PlanContext, description: str) -> None:
+    def __init__(
+        self, paths: Paths, context: PlanContext, description: str, choice: Choice | None = None
+    ) -> None:
         self.paths, self.config, self.description = paths, context.config, description
         self.dtype = context.dtype
         self.real, self.bytes = REAL[context.dtype]
         self.tables = lines_of(paths) > MOST_LINES
-        row = (paths.components | 1) * self.bytes
-        self.threads = next((n for n in (128, 64, 32) if n * row <= SHARED_BYTES), 0)
-        self._kernels: dict[tuple[Kind, bool, torch.device], Kernel] = {}
+        self.choice = choice or chosen
+        self._launches: dict[tuple[Kind, bool, torch.device], Launch] = {}
 
     def programs(self) -> list[KernelProgram]:
         """Values, first and second derivatives."""
@@ -53,13 +78,14 @@ class FusedContraction:
         words, paths = self.bytes // 4, self.paths
         each = words * (2 if tangent else 1)
         sums = {"forward": paths.outputs, "features": paths.components + paths.outputs}
-        left = REGISTERS - each * paths.components - words * sums.get(kind, 0)
+        registers = self.choice(kind, tangent, self.bytes).registers
+        left = registers - each * paths.components - words * sums.get(kind, 0)
         return paths.passes(max(LEAST_ROWS, left // each), extra=0 if kind == "features" else 1)
 
-    def threads_of(self, kind: Kind) -> int:
-        """Of a block; no more than channels where a thread keeps its channel."""
-        channels = -(-self.paths.channels // 32) * 32
-        return min(self.threads, channels) if kind == "weights" else self.threads
+    def layout(self, kind: Kind, tangent: bool) -> tuple[Schedule, Layout]:
+        """A kernel's, as chosen."""
+        schedule = self.choice(kind, tangent, self.bytes)
+        return schedule, Layout.of(schedule, self.paths.channels, kind != "weights")
 
     def program(self, kind: Kind, tangent: bool) -> KernelProgram:
         """One kernel; ``tangent``: its derivative in a direction."""
@@ -69,33 +95,37 @@ class FusedContraction:
             f"contraction_{kind}_{'tangent_' if tangent else ''}{self.real}",
             "contraction.cu",
             (f"contraction_{kind}",),
-            header(self.paths, passes, self.threads_of(kind), self.real, self.tables),
+            header(self.paths, passes, *self.layout(kind, tangent), self.real, self.tables),
             tuple(macros),
             description=self.description,
         )
 
-    def kernels(
+    def launches(
         self, kinds: tuple[Kind, ...], tangent: bool, device: torch.device
-    ) -> tuple[Kernel, ...]:
+    ) -> tuple[Launch, ...]:
         """Compiled and loaded at their first use, those that are asked for together in parallel."""
-        missing = [kind for kind in kinds if (kind, tangent, device) not in self._kernels]
+        missing = [kind for kind in kinds if (kind, tangent, device) not in self._launches]
         if missing:
             programs = [self.program(kind, tangent) for kind in missing]
             for kind, loaded in zip(missing, load_all(programs, device, self.config), strict=True):
-                found = loaded.kernel(f"contraction_{kind}", SIGNATURES[kind])
-                self._kernels[kind, tangent, device] = found
-        return tuple(self._kernels[kind, tangent, device] for kind in kinds)
+                kernel = loaded.kernel(f"contraction_{kind}", SIGNATURES[kind])
+                passes = len(self.paths.paths) if self.tables else len(self.passes(kind, tangent))
+                launch = Launch(kernel, *self.layout(kind, tangent), passes)
+                self._launches[kind, tangent, device] = launch
+        return tuple(self._launches[kind, tangent, device] for kind in kinds)
 
     def forward(
         self, x: torch.Tensor, w: torch.Tensor, nodes: NodesBySpecies, h: Pair | None
     ) -> torch.Tensor:
         """Out [nodes, channels * outputs]; every element is written."""
-        out = x.new_empty((len(x), self.paths.channels * self.paths.outputs))
-        (kernel,) = self.kernels(("forward",), h is not None, x.device)
+        count = len(x)
+        out = x.new_empty((count, self.paths.channels * self.paths.outputs))
+        (launch,) = self.launches(("forward",), h is not None, x.device)
         hx, hw = h or (None, None)
-        kernel(
-            *self._columns(x), x, w, nodes.attrs, nodes.species, hx, hw, len(x), nodes.kinds, out
-        )
+        launch.kernel(
+            *launch.grid_of(count), _aligned(x), w, nodes.attrs, nodes.species, nodes.order,
+            hx if hx is None else _aligned(hx), hw, count, nodes.kinds, launch.schedule.each, out,
+        )  # fmt: skip
         return out
 
     def backward(
@@ -108,24 +138,23 @@ class FusedContraction:
         h: Pair | None,
     ) -> Pair:
         """(dx, dw), None where not wanted."""
-        tangent = h is not None
         hx, hw = h or (None, None)
+        hx, x, count = hx if hx is None else _aligned(hx), _aligned(x), len(x)
         dx = dw = None
         needed = tuple(kind for kind, want in zip(KINDS[1:], wanted, strict=True) if want)
-        kernels = dict(zip(needed, self.kernels(needed, tangent, x.device), strict=True))
+        launches = iter(self.launches(needed, h is not None, x.device))
         if wanted[0]:
-            dx = torch.empty_like(x)
-            kernels["features"](
-                *self._columns(x), x, w, nodes.attrs, nodes.species, hx, hw, g, len(x), nodes.kinds, dx
+            dx, launch = torch.empty_like(x), next(launches)
+            launch.kernel(
+                *launch.grid_of(count), x, w, nodes.attrs, nodes.species, nodes.order,
+                hx, hw, g, count, nodes.kinds, launch.schedule.each, dx,
             )  # fmt: skip
         if wanted[1]:
-            shares = 1 if nodes.attrs is None else self._shares(len(x), w)
+            launch = next(launches)
+            shares = 1 if nodes.attrs is None else self._shares(count, w)
             sums = w.new_empty((shares, *w.shape))
-            threads = self.threads_of("weights")
-            chunks = -(-self.paths.channels // threads)
-            passes = len(self.paths.paths) if self.tables else len(self.passes("weights", tangent))
-            kernels["weights"](
-                (nodes.kinds * chunks, shares, passes), (threads, 1, 1),
+            launch.kernel(
+                (nodes.kinds * launch.layout.chunks, shares, launch.passes), launch.block,
                 x, nodes.attrs, nodes.order, nodes.first, hx, g, nodes.kinds, sums,
             )  # fmt: skip
             dw = sums[0] if shares == 1 else sums.sum(0)
@@ -158,11 +187,12 @@ class FusedContraction:
         sums = sums.index_add(2, into, weighted)
         return torch.cat([part.flatten(1) for part in sums.split(self.paths.widths, 2)], 1)
 
-    def _columns(self, x: torch.Tensor) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        blocks = -(-len(x) * self.paths.channels // self.threads)
-        return (blocks, 1, 1), (self.threads, 1, 1)
-
     def _shares(self, nodes: int, w: torch.Tensor) -> int:
         """Blocks that share a species' nodes; all nodes may be of one species."""
         most = PARTIAL_SUMS // max(w.numel(), 1)
         return max(1, min(-(-nodes // NODES_A_SHARE), most, MOST_SHARES))
+
+
+def _aligned(t: torch.Tensor) -> torch.Tensor:
+    """Rows are read 16 bytes at a time; a contiguous view may begin anywhere."""
+    return t if t.data_ptr() % 16 == 0 else t.clone()

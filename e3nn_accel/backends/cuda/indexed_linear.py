@@ -10,9 +10,9 @@ import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths, too_early
+from e3nn_accel.backends.cuda.species import SpeciesSort
 from e3nn_accel.backends.torch import tensor_product
 from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
-from e3nn_accel.groupings import nodes_by_species
 from e3nn_accel.layout import flat_rows
 from e3nn_accel.ops.weighted import weighted
 from e3nn_accel.plan import Plan, PlanContext, Refusal
@@ -23,7 +23,7 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
     paths = too_early(context) or MatrixPaths.of(d)
     if isinstance(paths, str):
         return Refusal("cuda", paths)
-    kernels = IndexedLinearKernels(paths, str(d), context)
+    kernels, sort = IndexedLinearKernels(paths, str(d), context), SpeciesSort(context)
     _, general = tensor_product.plan(d, context)
     dim1, species, dim_out = dim_of(d.irreps_in1), paths.species, dim_of(d.irreps_out)
 
@@ -33,11 +33,11 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
         leading = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
         x, attrs = flat_rows(x, leading, dim1), flat_rows(y.detach(), leading, species)
         # rows that needed no change are found again by the tensor that the caller has
-        by = nodes_by_species(y if y.shape[:-1] == leading else attrs)
+        by = sort.nodes(y if y.shape[:-1] == leading else attrs)
         call = OneCall(kernels, attrs.contiguous(), by)
         return weighted(x, weight.reshape(-1), call).reshape(*leading, dim_out)
 
     return Plan(
         "cuda", d, f"indexed linear over {species} species, sorted on the device", run,
-        kernels.programs(),
+        (*kernels.programs(), sort.program),
     )  # fmt: skip

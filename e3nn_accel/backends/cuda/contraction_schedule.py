@@ -1,0 +1,68 @@
+"""How the contraction's kernels are laid out: all that was, or can be, chosen by measuring.
+
+`tests/gpu/tune_contraction.py` times others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["forward", "features", "weights"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a kernel is compiled and launched with.
+
+    Attributes:
+        threads: Of a block, at most.
+        blocks: That a multiprocessor is to hold: a bound of registers; 1: none but the hardware's.
+        registers: For numbers, in words; what doesn't fit is computed in several passes.
+        section: Lines of generated code between branches.
+        together: Warps wait for one another between sections, so that they share what is fetched of the
+            code: all of it is more than a multiprocessor's nearest instruction cache holds.
+        each: Nodes that a thread takes one after the other; those of a species share weights.
+    """
+
+    threads: int = 128
+    blocks: int = 1
+    registers: int = 210
+    section: int = 300
+    together: bool = False
+    each: int = 1
+
+
+Choice = Callable[[Kind, bool, int], Schedule]
+"""Of a kernel, whether it is that of a derivative, and the bytes of a number."""
+
+
+def chosen(kind: Kind, tangent: bool, number_bytes: int) -> Schedule:
+    """For every device."""
+    return Schedule()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A block's threads: so many nodes at a time, a team of threads for the channels of each.
+
+    Attributes:
+        team: Threads of a node.
+        group: Nodes.
+        chunks: Teams that the channels of a node need.
+        threads: Of a block, whole warps.
+    """
+
+    team: int
+    group: int
+    chunks: int
+    threads: int
+
+    @classmethod
+    def of(cls, schedule: Schedule, channels: int, several: bool) -> Layout:
+        """``several``: a block may have several nodes at a time."""
+        chunks = -(-channels // schedule.threads)
+        team = -(-channels // chunks)
+        group = schedule.threads // team if several else 1
+        return cls(team, group, chunks, -(-group * team // 32) * 32)
