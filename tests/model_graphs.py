@@ -83,6 +83,37 @@ def fresh(batch: dict[str, Any]) -> dict[str, Any]:
     return {k: v.detach().clone() if torch.is_tensor(v) else v for k, v in batch.items()}
 
 
+def water(**options: Any) -> Any:
+    """A molecule without a cell."""
+    from ase.build import molecule
+
+    atoms = molecule("H2O", **options)
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+def ice(seed: int = 0, periodic: Any = True, repeat: int = 1) -> Any:
+    """A dense cell, narrower than the cutoff."""
+    import ase
+
+    atoms = ase.Atoms(
+        "OHHOHH",
+        positions=[(0, 0, 0), (1, 0, 0), (0, 1, 0), (2, 2, 2), (2.9, 2, 2), (2, 2.9, 2)],
+        cell=[[3.6, 0.2, 0], [0, 3.5, 0.3], [0.1, 0, 3.7]],
+        pbc=periodic,
+    )
+    atoms = atoms * (repeat, 1, 1)
+    atoms.rattle(0.05, seed=seed)
+    return atoms
+
+
+def alone() -> Any:
+    """An atom without neighbours."""
+    import ase
+
+    return ase.Atoms("O", positions=[(0, 0, 0)])
+
+
 def batch_of(
     structures: list[Any], cutoff: float = 4.0, heads: tuple[str, ...] = ("Default",)
 ) -> Any:

@@ -38,9 +38,7 @@ class ModelCalls:
         kwargs: dict[str, Any],
     ) -> Any:
         """Take a call of a model of MACE's classes."""
-        data = eligibility.data_of(args, kwargs)
-        positions = data.get("positions") if type(data) is dict else None
-        device = getattr(positions, "device", None)
+        device = eligibility.device_of(eligibility.data_of(args, kwargs))
         if device is None or device.type != self.device_type or suspended():
             return stock_call(module, args, kwargs)
         state = self._models.get(module)
@@ -49,7 +47,7 @@ class ModelCalls:
             state = self._models[module] = ModelState(runner, self.lane_for)
         if state.off:
             return stock_call(module, args, kwargs)
-        return state.call(module, args, kwargs)
+        return state.call(module, device, args, kwargs)
 
     def clear(self) -> None:
         """Forget every captured graph."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from e3nn_accel import compat
+from e3nn_accel.config import Config
 from e3nn_accel.graphs.padding import GRAPHS, Axis, Size
 from e3nn_accel.guard import program_transform
 
@@ -57,9 +58,27 @@ def _flag_defaults(forward: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters}
 
 
+def left_by(config: Config) -> str:
+    """Why the configuration wants every operation to be seen, or an empty string."""
+    if config.verify:
+        return "verify compares every operation"
+    if config.profile:
+        return "profiling times every operation"
+    return ""
+
+
 def data_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The batch that a call was given."""
     return args[0] if args else kwargs.get("data")
+
+
+def device_of(data: Any) -> torch.device | None:
+    """Where a batch is, as far as that can be seen."""
+    positions = (
+        data.get("positions") if isinstance(data, dict) else getattr(data, "positions", None)
+    )
+    device = getattr(positions, "device", None)
+    return device if isinstance(device, torch.device) else None
 
 
 def flags_of(
@@ -108,13 +127,15 @@ def check_process(device: torch.device) -> None:
 
 
 def read(
-    data: dict[str, Any], flags: tuple[str, ...], axes: Mapping[str, Axis], device: torch.device
+    data: Any, flags: tuple[str, ...], axes: Mapping[str, Axis], device: torch.device
 ) -> Request:
     """What there is to copy.
 
     Raises:
         RunsEagerly: Something can't be.
     """
+    if type(data) is not dict:
+        raise RunsEagerly(f"the batch is a {type(data).__name__}, not a dict")
     if "displacement" in data:
         raise RunsEagerly("the caller gives a displacement of its own")
     inputs = {name: data[name] for name in axes if name in data}

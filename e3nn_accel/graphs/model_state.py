@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from e3nn_accel import compat, generation
-from e3nn_accel.config import Config
 from e3nn_accel.graphs import MODEL_CALL, eligibility, outputs, padding
 from e3nn_accel.graphs.buffers import StaticInputs
 from e3nn_accel.graphs.capture import Lane
@@ -26,6 +25,8 @@ from e3nn_accel.runner import Runner
 log = logging.getLogger(__name__)
 ENOUGH = 3
 """The call of a size at which it is captured; what is called once or twice doesn't pay for it."""
+PAID = 20
+"""So many replays, on average, pay for a capture."""
 RARE = "a size that wasn't called often enough to be captured"
 
 
@@ -36,26 +37,44 @@ class ModelState:
         self.generation = generation.current.name
         self.runner = runner
         self.off = runner.config is None or runner.config.graph == "0"
-        self._left = "" if runner.config is None else runner.left or _left_by(runner.config)
+        self._left = (
+            "" if runner.config is None else runner.left or eligibility.left_by(runner.config)
+        )
         self._always = runner.config is not None and runner.config.graph == "1"
         self._lane_for = lane_for
         self._lock = threading.RLock()
         self._store = Store()
         self._refused: dict[Hashable, str] = {}
         self._too_large: tuple[Size, str] | None = None
-        self._captures = 0
+        self._captures = self._replays = self._unpaid = 0
         self._fingerprint: Fingerprint | None = None
         self._axes: Mapping[str, Axis] = padding.AXES
         self._lane: Lane
 
-    def call(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(
+        self,
+        module: torch.nn.Module,
+        device: torch.device,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         """Replay where possible."""
         reason = ""
         try:
             with self._lock:
-                request = self._request(module, args, kwargs)
-                captured = self._captured(module, request)
-                tensors = self._replay(captured, request)
+                captures = self._captures
+                for _ in range(2):
+                    request = self._request(module, device, args, kwargs)
+                    captured = self._captured(module, request)
+                    tensors = self._replay(captured, request)
+                    if self._fingerprint is not None and self._fingerprint.holds():
+                        break
+                    self._fingerprint = None  # those were results of the model as it was
+                else:
+                    raise RunsEagerly("the model changes while it is called")
+                how = "captured" if self._captures > captures else ""
+                self._replays += 1
+                self.runner.count(MODEL_CALL, "graph", how)
         except RunsEagerly as found:
             reason = str(found)
         if reason:
@@ -67,7 +86,6 @@ class ModelState:
         with self._lock:
             self._store.clear()
             self._fingerprint = None
-            self._note()
 
     def _eager(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
@@ -81,7 +99,11 @@ class ModelState:
             raise
 
     def _request(
-        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        module: torch.nn.Module,
+        device: torch.device,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Request:
         """What is called with what."""
         reason = self._left or own_behaviour(module, self.runner.stock_forward)
@@ -90,22 +112,23 @@ class ModelState:
         if reason:
             raise RunsEagerly(reason)
         flags = eligibility.flags_of(self.runner.stock_forward, args, kwargs)
-        data = eligibility.data_of(args, kwargs)
-        device = data["positions"].device
         eligibility.check_process(device)
         self._check_model(module, device)
-        return eligibility.read(data, flags, self._axes, device)
+        return eligibility.read(eligibility.data_of(args, kwargs), flags, self._axes, device)
 
     def _check_model(self, module: torch.nn.Module, device: torch.device) -> None:
         """Captured graphs of a model that has changed, or moved, are let go."""
-        if self._fingerprint is None or not self._fingerprint.holds():
+        known = self._fingerprint
+        # what isn't replayed isn't looked at after the replay
+        doubtful = known is not None and (bool(self._refused) or known.hooked())
+        if known is None or not known.in_place() or (doubtful and not known.holds()):
             self._start_anew(device)
-            self._fingerprint = Fingerprint(module)
+            known = self._fingerprint = Fingerprint(module)
             self._refused.clear()
             self._axes = {**padding.AXES, **padding.feature_axes(module)}
-        if self._fingerprint.hooked():
+        if known.hooked():
             raise RunsEagerly("modules of the model have hooks, which a replay wouldn't run")
-        if not self._always and not self._fingerprint.frozen():
+        if not self._always and not known.frozen():
             raise RunsEagerly("parameters require gradients")
 
     def _start_anew(self, device: torch.device) -> None:
@@ -126,7 +149,6 @@ class ModelState:
         )
         found = self._store.find(key, request.size)
         if found is not None:
-            self.runner.count(MODEL_CALL, "graph", "")
             return found
         if key in self._refused:
             raise RunsEagerly(self._refused[key])
@@ -134,17 +156,17 @@ class ModelState:
             raise RunsEagerly(self._too_large[1])
         capacity, calls = self._store.seen(key, request.size)
         # where sizes come and go faster than they are kept, captures get rarer and rarer
-        patience = 1 << max(0, self._captures - MOST)
+        patience = 1 << max(0, self._unpaid - MOST)
         if calls < (1 if self._always else ENOUGH) * patience:
             raise RunsEagerly(RARE)
-        captured = self._capture(module, request, key, capacity)
-        self.runner.count(MODEL_CALL, "graph", "captured")
-        return captured
+        return self._capture(module, request, key, capacity)
 
     def _capture(
         self, module: torch.nn.Module, request: Request, key: Hashable, capacity: Capacity
     ) -> Captured:
         self._captures += 1
+        self._unpaid = max(0, self._unpaid + (1 if self._replays < PAID else -1))
+        self._replays = 0
         self._store.make_room()
         device = request.inputs["positions"].device
         try:
@@ -214,14 +236,6 @@ def _forward(
     """The model's forward with these flags."""
     given: Mapping[str, bool] = {**dict.fromkeys(flags, True), **others}
     return lambda batch: stock_call(module, (batch,), dict(given))
-
-
-def _left_by(config: Config) -> str:
-    if config.verify:
-        return "verify compares every operation"
-    if config.profile:
-        return "profiling times every operation"
-    return ""
 
 
 def _line(error: BaseException) -> str:

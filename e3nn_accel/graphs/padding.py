@@ -20,7 +20,7 @@ NODE_STEP, EDGE_STEP, GRAPH_STEP = 8, 64, 1
 FINENESS = 32
 """Sizes grow in steps of a 32nd to a 16th of themselves; the headroom for edges is a 32nd."""
 WASTE = 1.25
-"""A captured size takes a call if it isn't larger than this many times the size made for the call."""
+"""A captured size takes a call if it isn't larger than this many times the size made for the call, or by two steps."""
 LONGEST_BOND = 6.0
 """Above twice the largest covalent radius, at which MACE's repulsion of pairs (ZBL) ends."""
 
@@ -72,8 +72,8 @@ class Capacity:
             return False
         made = Capacity.of(size)
         return (
-            self.nodes <= WASTE * made.nodes
-            and self.edges <= WASTE * made.edges
+            self.nodes <= max(WASTE * made.nodes, made.nodes + 2 * NODE_STEP)
+            and self.edges <= max(WASTE * made.edges, made.edges + 2 * EDGE_STEP)
             and self.graphs <= 2 * made.graphs
         )
 
