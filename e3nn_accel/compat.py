@@ -128,6 +128,27 @@ def autocast_active(device_type: str) -> bool:
     return bool(torch.is_autocast_enabled(device_type))
 
 
+def dispatch_mode_active() -> bool:
+    """Whether a TorchDispatchMode (a counter of operations, say) is to see every operation."""
+    return int(torch._C._len_torch_dispatch_stack()) > 0
+
+
+def numeric_settings() -> tuple[Any, ...]:
+    """Settings of the process on which the operations that torch picks, and so roundings, depend."""
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except (
+        RuntimeError
+    ):  # some precisions were set by the newer interface, which names each by itself
+        precision = "mixed"
+    return torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), precision
+
+
+def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Copy each source to its target, in few kernels where torch can do so."""
+    torch._foreach_copy_(targets, sources)
+
+
 def product_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The ``_w3j_*`` constants that e3nn compiled into a tensor product, in the module's own precision."""
     compiled = module._modules.get("_compiled_main_left_right")

@@ -8,89 +8,15 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from e3nn_accel.errors import E3nnAccelWarning
+from e3nn_accel.variables import VARIABLES, Variable
+
+__all__ = ["VARIABLES", "Config", "GraphMode", "LogLevel", "Variable"]
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-
-
-class Variable(NamedTuple):
-    """One row of the documented table of environment variables."""
-
-    name: str
-    values: str
-    default: str
-    meaning: str
-
-
-VARIABLES: tuple[Variable, ...] = (
-    Variable(
-        "E3NN_ACCEL",
-        "0, 1, strict, verify",
-        "0",
-        "enable in every Python process of this environment; strict: raise instead of falling back; "
-        "verify: run stock e3nn beside every accelerated call and compare",
-    ),
-    Variable(
-        "E3NN_ACCEL_BACKEND",
-        "auto or a backend's name",
-        "auto",
-        "which backend plans; a named one must succeed",
-    ),
-    Variable(
-        "E3NN_ACCEL_LOG",
-        "DEBUG, INFO, WARNING, ERROR",
-        "unset",
-        "level of the logger e3nn_accel, on stderr",
-    ),
-    Variable(
-        "E3NN_ACCEL_REPORT",
-        "0, 1, FILE.json",
-        "0",
-        "print (1) or write the report when the process ends",
-    ),
-    Variable(
-        "E3NN_ACCEL_PROFILE",
-        "0, 1",
-        "0",
-        "time every call for the report (adds a clock read a call)",
-    ),
-    Variable(
-        "E3NN_ACCEL_SKIP",
-        "globs, comma-separated",
-        "unset",
-        "classes or module paths left to stock e3nn",
-    ),
-    Variable(
-        "E3NN_ACCEL_ONLY",
-        "globs, comma-separated",
-        "unset",
-        "accelerate these classes or module paths alone",
-    ),
-    Variable(
-        "E3NN_ACCEL_PLUGINS", "-name, comma-separated", "unset", "plugins that are not loaded"
-    ),
-    Variable(
-        "E3NN_ACCEL_SELF_CHECK", "0, 1", "1", "compare each plan with stock e3nn at its first use"
-    ),
-    Variable(
-        "E3NN_ACCEL_DETERMINISTIC",
-        "0, 1",
-        "1",
-        "0: kernels may add up gradients by float atomics, faster and not to the same bit each time "
-        "(never under torch.use_deterministic_algorithms)",
-    ),
-    Variable(
-        "E3NN_ACCEL_CACHE_DIR",
-        "a folder",
-        "unset",
-        "where compiled kernels are kept, rather than in the user's cache folder",
-    ),
-    Variable(
-        "E3NN_ACCEL_DUMP", "a folder", "unset", "write source and resources of every kernel in use"
-    ),
-)
+GraphMode = Literal["auto", "0", "1"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +37,8 @@ class Config:
         blocked_plugins: Names of plugins that are not loaded.
         self_check: Compare each plan with stock e3nn at its first use.
         deterministic: Equal calls give equal bits; otherwise kernels may use float atomics.
+        graph: Whether whole calls of MACE models on a GPU are captured in CUDA graphs: "auto" where parameters
+            are frozen, "1" (True) also where they aren't, results then detached; "0" (False) never.
         cache_dir: Where compiled kernels are kept; None: the user's cache folder.
         dump: A folder for the source and the resources of every kernel that is used, or None.
         sources: For each field that the environment set, the variable it came from.
@@ -128,6 +56,7 @@ class Config:
     blocked_plugins: tuple[str, ...] = ()
     self_check: bool = True
     deterministic: bool = True
+    graph: GraphMode = "auto"
     cache_dir: str | None = None
     dump: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -147,6 +76,8 @@ class Config:
             if name in options:
                 given = options[name]
                 options[name] = (given,) if isinstance(given, str) else tuple(given)
+        if "graph" in options:
+            options["graph"] = _graph_mode(options["graph"])
         changed = dataclasses.replace(self, **options)
         if changed.log is not None and changed.log not in get_args(LogLevel):
             raise ValueError(f"log must be one of {get_args(LogLevel)}, got {changed.log!r}")
@@ -199,6 +130,13 @@ def _one_of(*values: str) -> Any:
     return parse
 
 
+def _graph_mode(given: object) -> str:
+    text = str(int(given)) if isinstance(given, bool) else str(given)
+    if text not in get_args(GraphMode):
+        raise ValueError(f"graph must be one of {get_args(GraphMode)}, got {given!r}")
+    return text
+
+
 def _globs(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -223,6 +161,7 @@ _READERS: dict[str, tuple[str, Any]] = {
     "blocked_plugins": ("E3NN_ACCEL_PLUGINS", _blocked),
     "self_check": ("E3NN_ACCEL_SELF_CHECK", _flag),
     "deterministic": ("E3NN_ACCEL_DETERMINISTIC", _flag),
+    "graph": ("E3NN_ACCEL_GRAPH", _one_of(*get_args(GraphMode))),
     "cache_dir": ("E3NN_ACCEL_CACHE_DIR", str),
     "dump": ("E3NN_ACCEL_DUMP", str),
 }

@@ -16,6 +16,7 @@ from e3nn_accel import compat, generation, selfcheck
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.errors import AccelError, FallbackWarning
+from e3nn_accel.graphs.calls import ModelCalls
 from e3nn_accel.guard import left_out, own_behaviour, program_transform
 from e3nn_accel.hookspecs import Call, Event, Target
 from e3nn_accel.interception import stock_call, suspended
@@ -42,6 +43,9 @@ class Dispatcher:
         self.outcomes: dict[tuple[Descriptor, torch.dtype, torch.device, Config], Outcome] = {}
         self.targets: dict[type, tuple[Target, Any]] = {}
         self.planning = threading.RLock()
+        self.model_calls = ModelCalls(
+            lambda model, forward: self.runners.get(model) or self.runner_for(model, forward)
+        )
 
     def call_for(self, cls: type[torch.nn.Module], target: Target) -> Callable[..., Any]:
         """The ``__call__`` to put on ``cls``, the class of ``target``."""
@@ -122,7 +126,7 @@ class Dispatcher:
         try:
             out = plan.run(*call.operands)
         except Exception as error:
-            if isinstance(error, compat.StopRecomputation):
+            if isinstance(error, compat.StopRecomputation) or _capturing(call.operands[0]):
                 raise
             # arguments that stock e3nn refuses, too, end here with stock's own error
             result = self.stock(
@@ -163,7 +167,7 @@ class Dispatcher:
     def plan(self, module: torch.nn.Module, runner: Runner, call: Call) -> Outcome:
         """Plan an operation at its first use, checked against stock e3nn."""
         x = call.operands[0]
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        if _capturing(x):
             return Outcome(
                 None,
                 None,
@@ -269,6 +273,8 @@ class Dispatcher:
 
     def strategy(self, runner: Runner, operation: str) -> str:
         """The strategy of the plan that runs an operation."""
+        if operation in runner.notes:
+            return runner.notes[operation]
         plans = (o.plan for (name, *_), o in runner.outcomes.items() if name == operation)
         return next((plan.strategy for plan in plans if plan is not None), "")
 
@@ -292,3 +298,8 @@ class Dispatcher:
             if outcome.plan is None
             else (outcome.plan.backend, outcome.plan.strategy)
         )
+
+
+def _capturing(x: torch.Tensor) -> bool:
+    """Whether a CUDA graph is being captured, within which much fails that works otherwise."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()

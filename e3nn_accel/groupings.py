@@ -122,7 +122,12 @@ class NodesBySpecies:
 
 
 def species_of(attrs: torch.Tensor) -> Species | None:
-    """Group rows [.., species] by their single non-zero; None where a row has another number of them."""
+    """Group rows [.., species] by their single non-zero.
+
+    None where a row has another number of them, and while a CUDA graph is captured, which can't wait to know.
+    """
+    if _captured(attrs):
+        return None
     return _shared(attrs, "species", _find_species)
 
 
@@ -138,7 +143,10 @@ def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
 
     Raises:
         IndexError: A receiver or sender that isn't one of the ``nodes`` (senders may count from the end).
+        RuntimeError: A CUDA graph is being captured, in which nothing can depend on the number of blocks.
     """
+    if _captured(edge_index):
+        raise RuntimeError("convolutions in torch operations wait for the device: they need CuPy")
     return _shared(edge_index, f"blocks {nodes}", lambda index: _find_blocks(index, nodes))
 
 
@@ -255,7 +263,7 @@ def _shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Grou
     version = version_counter(tensor)
     if version is None:
         return find(tensor)
-    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+    if _captured(tensor):
         # Each replay finds it anew, from what the tensor holds then; before the first it is nowhere.
         with torch.no_grad():
             return find(tensor.detach())
@@ -273,3 +281,7 @@ def _shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Grou
         grouping = find(plain)
         kept[kind] = (version, None if plain.is_cuda else plain.clone(), grouping)
     return grouping
+
+
+def _captured(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -14,6 +14,7 @@ from e3nn_accel import switch
 from e3nn_accel._version import __version__
 from e3nn_accel.config import Config
 from e3nn_accel.errors import FallbackWarning
+from e3nn_accel.graphs import MODEL_CALL
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class Row:
     Attributes:
         path: The module's name in its model (`explain`), or empty (`report`).
         cls: Class name.
-        operation: linear, tensor_product, convolution or contraction; empty where it wasn't reached.
-        backend: The backend that runs it, or "e3nn".
+        operation: linear, tensor_product, convolution or contraction; empty where it wasn't reached; "model"
+            for whole calls of a model on a GPU.
+        backend: The backend that runs it, or "e3nn"; of a model "graph" or "eager".
         detail: The plan's strategy, or the reason of the fallback.
         modules: How many modules.
         calls: How many calls.
@@ -90,8 +92,9 @@ def report() -> Report:
         for (cls, operation, backend, detail), uses in grouped.items()
     ]
     rows.sort(key=lambda row: (row.backend == "e3nn", row.cls, row.operation, -row.calls))
-    accelerated = sum(row.calls for row in rows if row.backend != "e3nn")
-    total = sum(row.calls for row in rows)
+    operations = [row for row in rows if row.operation != MODEL_CALL]
+    accelerated = sum(row.calls for row in operations if row.backend != "e3nn")
+    total = sum(row.calls for row in operations)
     seen = len(called | {id(module) for module in switch.active.seen})
     return Report(
         f"e3nn_accel {__version__}: {_state()}; {seen} modules seen, {len(called)} called, "
@@ -158,8 +161,9 @@ def _fused_by_its_block(model: Any, path: str) -> bool:
 def at_exit(config: Config) -> None:
     """Print or write the report as E3NN_ACCEL_REPORT asks; warn where nothing at all was accelerated."""
     result = report()
-    if result.rows and len(result.fallbacks) == len(result.rows):
-        top = max(result.rows, key=lambda row: row.calls)
+    operations = [row for row in result.rows if row.operation != MODEL_CALL]
+    if operations and len(result.fallbacks) == len(operations):
+        top = max(operations, key=lambda row: row.calls)
         warnings.warn(
             f"e3nn_accel accelerated nothing; most calls: {top.cls}: {top.detail}",
             FallbackWarning,

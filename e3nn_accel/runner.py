@@ -45,6 +45,7 @@ class Runner:
         path: Its name within the model given to ``accelerate``, if any.
         left: Why the configuration leaves it to stock e3nn.
         stock_forward: The forward it must have for a plan to stand in for it.
+        notes: What the report says of an operation that no plan describes.
     """
 
     config: Config | None
@@ -53,6 +54,7 @@ class Runner:
     stock_forward: Any
     outcomes: dict[PlanKey, Outcome] = field(default_factory=dict)
     usage: dict[tuple[str, str, str], Usage] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def count(self, operation: str, backend: str, reason: str, seconds: float = 0.0) -> None:
         """Note one call."""

@@ -142,6 +142,7 @@ def _switch(config: Config | None) -> None:
             _report_at_exit(config)
         if active.dispatcher is not None:
             active.dispatcher.runners.clear()  # every module is planned anew at its next call
+            active.dispatcher.model_calls.clear()
             if config is not None and config.blocked_plugins != active.dispatcher.registry.blocked:
                 _remove()
         wait = active.interception is None
@@ -184,7 +185,7 @@ def _install(config: Config, registry: Registry) -> None:
     """Wrap what is imported; the rest is wrapped when its module is imported."""
     from e3nn_accel.dispatch import Dispatcher
     from e3nn_accel.interception import Interception
-    from e3nn_accel.patches import mace
+    from e3nn_accel.patches import mace, mace_models
 
     active.dispatcher = Dispatcher(registry, active.settings_of)
     active.interception = Interception()
@@ -192,6 +193,8 @@ def _install(config: Config, registry: Registry) -> None:
     for target in registry.targets():
         _change_when_imported(target.path, _wrapping(target))
     _change_when_imported(f"{mace.MODULE}:{mace.CLASS}", _fuse_blocks)
+    for name in mace_models.CLASSES:
+        _change_when_imported(f"{mace_models.MODULE}:{name}", _replay_calls)
     log.info("enabled: %s", config)
 
 
@@ -246,6 +249,16 @@ def _fuse_blocks(block: type) -> None:
     active.interception.set(block, mace.UNUSED, unused)
 
 
+def _replay_calls(model: type) -> None:
+    from e3nn_accel.patches import mace_models
+
+    assert active.dispatcher is not None
+    assert active.interception is not None
+    if not active.interception.has(model):
+        call = mace_models.call_for(model, active.dispatcher.model_calls)
+        active.interception.set(model, "__call__", call)
+
+
 def _remove() -> None:
     for cancel in active.cancel:
         cancel()
@@ -253,6 +266,8 @@ def _remove() -> None:
     if active.interception is not None:
         active.interception.undo()
     dispatcher = active.dispatcher
+    if dispatcher is not None:
+        dispatcher.model_calls.clear()
     if dispatcher is not None and any(r.usage for r in list(dispatcher.runners.values())):
         active.previous = dispatcher
     active.interception = active.dispatcher = None

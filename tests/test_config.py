@@ -40,6 +40,10 @@ PARSED: list[tuple[str, str, dict[str, Any]]] = [
     ("E3NN_ACCEL_SELF_CHECK", "0", {"self_check": False}),
     ("E3NN_ACCEL_DETERMINISTIC", "0", {"deterministic": False}),
     ("E3NN_ACCEL_SELF_CHECK", "1", {"self_check": True}),
+    ("E3NN_ACCEL_GRAPH", "auto", {"graph": "auto"}),
+    ("E3NN_ACCEL_GRAPH", "AUTO", {"graph": "auto"}),
+    ("E3NN_ACCEL_GRAPH", "0", {"graph": "0"}),
+    ("E3NN_ACCEL_GRAPH", "1", {"graph": "1"}),
     ("E3NN_ACCEL_CACHE_DIR", "/a b/cache", {"cache_dir": "/a b/cache"}),
     ("E3NN_ACCEL_DUMP", "here", {"dump": "here"}),
     ("E3NN_ACCEL_CACHE_DIR", "~/a b", {"cache_dir": "~/a b"}),
@@ -54,6 +58,7 @@ MISUNDERSTOOD = [
     ("E3NN_ACCEL_PLUGINS", "torch"),
     ("E3NN_ACCEL_PLUGINS", "-torch,cuda"),
     ("E3NN_ACCEL_SELF_CHECK", "first"),
+    ("E3NN_ACCEL_GRAPH", "2"),
 ]
 
 

@@ -1,0 +1,167 @@
+"""Warm up, capture, replay.
+
+A `Lane` is what the captured graphs of one model share: a stream to capture on, a pool of memory, and
+the knowledge on which stream the last replay ran. Graphs that share a pool overwrite each other's
+results, so they run one after the other, and results are copied out before the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from e3nn_accel.graphs.outputs import Produced
+
+WARM_UPS = 3
+"""TorchScript, in which e3nn has its spherical harmonics, compiles at the second and third call."""
+MOST_OF_DEVICE = 0.25
+"""Captured graphs of one model may take this share of the device's memory."""
+
+Run = Callable[[], Produced]
+
+
+class Recording(Protocol):
+    """A captured run.
+
+    Attributes:
+        produced: Its results, overwritten by each replay.
+        bytes: Of device memory that the pool grew by.
+    """
+
+    produced: Produced
+    bytes: int
+
+    def replay(self) -> None:
+        """Run it again on what its inputs hold now."""
+        ...
+
+
+class Lane(Protocol):
+    """Where the runs of one model are recorded.
+
+    Attributes:
+        limit: Bytes that all of them may take.
+    """
+
+    limit: int
+
+    def allocating(self) -> AbstractContextManager[None]:
+        """For tensors that belong to recordings."""
+        ...
+
+    def enter(self) -> None:
+        """Before inputs are copied in: what the last replay does comes first."""
+        ...
+
+    def record(self, run: Run) -> Recording:
+        """Warm up and capture; raises what keeps the run from being captured."""
+        ...
+
+
+@dataclass
+class CudaRecording:
+    """A CUDA graph; launched on the current stream of its device."""
+
+    graph: torch.cuda.CUDAGraph
+    produced: Produced
+    bytes: int
+
+    def replay(self) -> None:
+        """One launch."""
+        self.graph.replay()
+
+
+class CudaLane:
+    """On one CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._last: torch.cuda.Stream | None = None
+        total = torch.cuda.get_device_properties(device).total_memory
+        self.limit = int(MOST_OF_DEVICE * total)
+
+    def enter(self) -> None:
+        """A caller on another stream than the last waits for that one, on the device."""
+        current = torch.cuda.current_stream(self._device)
+        if self._last is not None and current != self._last:
+            current.wait_stream(self._last)
+        self._last = current
+
+    @contextlib.contextmanager
+    def allocating(self) -> Iterator[None]:
+        """On the stream of captures: what is freed there goes to no caller while a replay still reads it."""
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def record(self, run: Run) -> CudaRecording:
+        """Warm up and capture on a stream of its own."""
+        with torch.cuda.device(self._device):
+            self._warm_up(run)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # of the warm-up: the graph has a pool of its own
+            before = torch.cuda.memory_reserved()
+            graph, produced = self._capture(run)
+            return CudaRecording(graph, produced, torch.cuda.memory_reserved() - before)
+
+    def _warm_up(self, run: Run) -> None:
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UPS):
+                run()
+        current.wait_stream(self._stream)
+
+    def _capture(self, run: Run) -> tuple[torch.cuda.CUDAGraph, Produced]:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(self._stream), _no_garbage_collection():
+                # other threads may do on the device what they like meanwhile
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    produced = run()
+                except BaseException:
+                    with contextlib.suppress(RuntimeError):
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+        except BaseException:
+            self._recover()
+            raise
+        return graph, produced
+
+    def _recover(self) -> None:
+        """After a capture that failed.
+
+        torch leaves its random generator as it is within a capture then, and every later random
+        number on the device is an error; a capture that succeeds puts that right.
+        """
+        self._pool = torch.cuda.graph_pool_handle()
+        with contextlib.suppress(RuntimeError), torch.cuda.stream(self._stream):
+            torch.cuda.synchronize()
+            number = torch.zeros(1, device=self._device)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(capture_error_mode="thread_local")
+            number.add_(1)
+            graph.capture_end()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What it would free on the device can't be freed within a capture."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

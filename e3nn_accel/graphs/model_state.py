@@ -1,0 +1,242 @@
+"""The calls of one model: replayed, captured, or run eagerly with the reason."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+
+from e3nn_accel import compat, generation
+from e3nn_accel.graphs import MODEL_CALL, eligibility, outputs, padding
+from e3nn_accel.graphs.buffers import StaticInputs
+from e3nn_accel.graphs.capture import Lane
+from e3nn_accel.graphs.eligibility import Request, RunsEagerly
+from e3nn_accel.graphs.fingerprint import Fingerprint, is_replica
+from e3nn_accel.graphs.padding import Axis, Capacity, Size
+from e3nn_accel.graphs.recompute import attach
+from e3nn_accel.graphs.store import MOST, Captured, Store
+from e3nn_accel.guard import own_behaviour
+from e3nn_accel.interception import stock_call
+from e3nn_accel.runner import Runner
+
+log = logging.getLogger(__name__)
+ENOUGH = 3
+"""The call of a size at which it is captured; what is called once or twice doesn't pay for it."""
+PAID = 20
+"""So many replays, on average, pay for a capture."""
+RARE = "a size that wasn't called often enough to be captured"
+
+
+class ModelState:
+    """What is known about the calls of one model; never holds the model itself."""
+
+    def __init__(self, runner: Runner, lane_for: Callable[[torch.device], Lane]) -> None:
+        self.generation = generation.current.name
+        self.runner = runner
+        self.off = runner.config is None or runner.config.graph == "0"
+        self._left = (
+            "" if runner.config is None else runner.left or eligibility.left_by(runner.config)
+        )
+        self._always = runner.config is not None and runner.config.graph == "1"
+        self._lane_for = lane_for
+        self._lock = threading.RLock()
+        self._store = Store()
+        self._refused: dict[Hashable, str] = {}
+        self._too_large: tuple[Size, str] | None = None
+        self._captures = self._replays = self._unpaid = 0
+        self._fingerprint: Fingerprint | None = None
+        self._axes: Mapping[str, Axis] = padding.AXES
+        self._lane: Lane
+
+    def call(
+        self,
+        module: torch.nn.Module,
+        device: torch.device,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Replay where possible."""
+        reason = ""
+        try:
+            with self._lock:
+                captures = self._captures
+                for _ in range(2):
+                    request = self._request(module, device, args, kwargs)
+                    captured = self._captured(module, request)
+                    tensors = self._replay(captured, request)
+                    if self._fingerprint is not None and self._fingerprint.holds():
+                        break
+                    self._fingerprint = None  # those were results of the model as it was
+                else:
+                    raise RunsEagerly("the model changes while it is called")
+                how = "captured" if self._captures > captures else ""
+                self._replays += 1
+                self.runner.count(MODEL_CALL, "graph", how)
+        except RunsEagerly as found:
+            reason = str(found)
+        if reason:
+            return self._eager(module, args, kwargs, reason)
+        return self._finished(module, captured.recording.produced, request, tensors)
+
+    def forget(self) -> None:
+        """Let captured graphs go."""
+        with self._lock:
+            self._store.clear()
+            self._fingerprint = None
+
+    def _eager(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
+    ) -> Any:
+        self.runner.count(MODEL_CALL, "eager", reason)
+        try:
+            return stock_call(module, args, kwargs)
+        except Exception:
+            # a capture that failed for arguments that no call takes says nothing about other calls
+            self._refused.clear()
+            raise
+
+    def _request(
+        self,
+        module: torch.nn.Module,
+        device: torch.device,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Request:
+        """What is called with what."""
+        reason = self._left or own_behaviour(module, self.runner.stock_forward)
+        if not reason and is_replica(module):
+            reason = "torch.nn.DataParallel makes a new model for each call"
+        if reason:
+            raise RunsEagerly(reason)
+        flags = eligibility.flags_of(self.runner.stock_forward, args, kwargs)
+        eligibility.check_process(device)
+        self._check_model(module, device)
+        return eligibility.read(eligibility.data_of(args, kwargs), flags, self._axes, device)
+
+    def _check_model(self, module: torch.nn.Module, device: torch.device) -> None:
+        """Captured graphs of a model that has changed, or moved, are let go."""
+        known = self._fingerprint
+        # what isn't replayed isn't looked at after the replay
+        doubtful = known is not None and (bool(self._refused) or known.hooked())
+        if known is None or not known.in_place() or (doubtful and not known.holds()):
+            self._start_anew(device)
+            known = self._fingerprint = Fingerprint(module)
+            self._refused.clear()
+            self._axes = {**padding.AXES, **padding.feature_axes(module)}
+        if known.hooked():
+            raise RunsEagerly("modules of the model have hooks, which a replay wouldn't run")
+        if not self._always and not known.frozen():
+            raise RunsEagerly("parameters require gradients")
+
+    def _start_anew(self, device: torch.device) -> None:
+        self._store.clear()
+        self._too_large = None
+        self._lane = self._lane_for(device)
+        self._note()
+
+    def _captured(self, module: torch.nn.Module, request: Request) -> Captured:
+        """What takes this call, captured now if it is worth it."""
+        assert self._fingerprint is not None
+        key = (
+            request.flags,
+            request.signature,
+            request.inputs["positions"].device,
+            compat.numeric_settings(),
+            self._fingerprint.modes(),
+        )
+        found = self._store.find(key, request.size)
+        if found is not None:
+            return found
+        if key in self._refused:
+            raise RunsEagerly(self._refused[key])
+        if self._too_large is not None and request.size.edges >= self._too_large[0].edges:
+            raise RunsEagerly(self._too_large[1])
+        capacity, calls = self._store.seen(key, request.size)
+        # where sizes come and go faster than they are kept, captures get rarer and rarer
+        patience = 1 << max(0, self._unpaid - MOST)
+        if calls < (1 if self._always else ENOUGH) * patience:
+            raise RunsEagerly(RARE)
+        return self._capture(module, request, key, capacity)
+
+    def _capture(
+        self, module: torch.nn.Module, request: Request, key: Hashable, capacity: Capacity
+    ) -> Captured:
+        self._captures += 1
+        self._unpaid = max(0, self._unpaid + (1 if self._replays < PAID else -1))
+        self._replays = 0
+        self._store.make_room()
+        device = request.inputs["positions"].device
+        try:
+            captured = self._record(module, request, key, capacity)
+        except torch.cuda.OutOfMemoryError as error:
+            self._start_anew(device)
+            self._too_large = (request.size, f"capture failed: {_line(error)}")
+            raise RunsEagerly(self._too_large[1]) from error
+        except Exception as error:
+            log.info("capture failed", exc_info=True)
+            self._refused[key] = f"capture failed: {_line(error)}"
+            raise RunsEagerly(self._refused[key]) from error
+        self._store.add(captured)
+        if self._store.bytes > self._lane.limit:
+            alone = len(self._store.kept) == 1
+            reason = f"captured, it takes {self._store.bytes / 2**20:.0f} MiB, too much to keep"
+            self._start_anew(device)
+            self._too_large = (request.size, reason) if alone else None
+            raise RunsEagerly(reason)
+        self._note()
+        return captured
+
+    def _record(
+        self, module: torch.nn.Module, request: Request, key: Hashable, capacity: Capacity
+    ) -> Captured:
+        cutoff = float(module.r_max)  # type: ignore[arg-type]
+        self._lane.enter()
+        with self._lane.allocating():
+            dummies = padding.dummies(
+                request.inputs, request.axes, capacity, cutoff, padding.feature_offsets(module)
+            )
+            inputs = StaticInputs(dummies, request.axes, capacity)
+        inputs.load(request.inputs, request.size)
+        forward = _forward(module, request.flags)
+        recording = self._lane.record(lambda: outputs.produce(forward, inputs.tensors, capacity))
+        return Captured(key, capacity, inputs, recording)
+
+    def _replay(self, captured: Captured, request: Request) -> list[torch.Tensor]:
+        self._lane.enter()
+        captured.inputs.load(request.inputs, request.size)
+        captured.recording.replay()
+        return outputs.unpadded(captured.recording.produced, request.size)
+
+    def _finished(
+        self,
+        module: torch.nn.Module,
+        produced: outputs.Produced,
+        request: Request,
+        tensors: list[torch.Tensor],
+    ) -> dict[str, Any]:
+        """The results as forward returns them, and what it does to the batch."""
+        for name in produced.marked:
+            request.inputs[name].requires_grad_(True)
+        finished = tuple(tensors)
+        if not self._always:
+            forward = _forward(module, request.flags, training=True)
+            finished = attach(forward, produced, tensors, request.inputs)
+        return outputs.hand_over(produced, finished, request.data)
+
+    def _note(self) -> None:
+        self.runner.notes[MODEL_CALL] = f"replayed; {self._store}"
+
+
+def _forward(
+    module: torch.nn.Module, flags: tuple[str, ...], **others: bool
+) -> Callable[[dict[str, torch.Tensor]], Any]:
+    """The model's forward with these flags."""
+    given: Mapping[str, bool] = {**dict.fromkeys(flags, True), **others}
+    return lambda batch: stock_call(module, (batch,), dict(given))
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,0 +1,130 @@
+"""The results of a captured graph: found once, then copied out without the padding at every call.
+
+Forward also writes to the batch it is given: under stress, positions and shifts that depend on the
+displacement; and it marks positions as requiring a gradient. What a captured forward did to its
+batch is found by looking, and done to the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from e3nn_accel.graphs.padding import AXES, GRAPHS, NODES, Axis, Capacity, Size
+
+RESULTS: Mapping[str, Axis] = {
+    "energy": GRAPHS,
+    "interaction_energy": GRAPHS,
+    "contributions": GRAPHS,
+    "virials": GRAPHS,
+    "stress": GRAPHS,
+    "displacement": GRAPHS,
+    "node_energy": NODES,
+    "forces": NODES,
+    "node_feats": NODES,
+}
+"""What MACE's models return, where it isn't None."""
+
+
+class NotCapturable(RuntimeError):
+    """Something about the results that a replay couldn't give; the message says what."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One tensor that forward returned, or put into the batch.
+
+    Attributes:
+        name: Its key.
+        in_batch: Whether it is the batch's.
+        axis: How it grows.
+        differentiable: Whether it requires a gradient after an eager call.
+    """
+
+    name: str
+    in_batch: bool
+    axis: Axis
+    differentiable: bool
+
+
+@dataclass(frozen=True)
+class Produced:
+    """What one run of forward left.
+
+    Attributes:
+        keys: Of the returned dict, in order; those without a tensor among `results` were None.
+        results: The tensors, described.
+        marked: Inputs that forward made require a gradient.
+        tensors: Those of `results`, padded.
+    """
+
+    keys: tuple[str, ...]
+    results: tuple[Result, ...]
+    marked: tuple[str, ...]
+    tensors: tuple[torch.Tensor, ...]
+
+
+def produce(
+    forward: Callable[[dict[str, torch.Tensor]], Any],
+    inputs: Mapping[str, torch.Tensor],
+    capacity: Capacity,
+) -> Produced:
+    """Run forward on inputs that stay as they are, and describe what came of it.
+
+    Raises:
+        NotCapturable: Something came of it that isn't known.
+    """
+    before = {name: tensor.detach() for name, tensor in inputs.items()}
+    batch = dict(before)
+    returned = forward(batch)
+    if type(returned) is not dict:
+        raise NotCapturable(f"forward returned a {type(returned).__name__}")
+    found = [
+        _described(name, value, False, RESULTS, capacity)
+        for name, value in returned.items()
+        if value is not None
+    ]
+    found += [
+        _described(name, value, True, {**RESULTS, **AXES}, capacity)
+        for name, value in batch.items()
+        if value is not before.get(name)
+    ]
+    return Produced(
+        tuple(returned),
+        tuple(result for result, _ in found),
+        tuple(name for name, tensor in before.items() if tensor.requires_grad),
+        tuple(tensor for _, tensor in found),
+    )
+
+
+def _described(
+    name: str, value: Any, in_batch: bool, known: Mapping[str, Axis], capacity: Capacity
+) -> tuple[Result, torch.Tensor]:
+    where = "into the batch" if in_batch else "as a result"
+    if name not in known or type(value) is not torch.Tensor:
+        raise NotCapturable(f"forward gives {name!r} {where}, of which nothing is known")
+    axis = known[name]
+    if value.shape[axis.dim : axis.dim + 1] != (axis.length(capacity),):
+        raise NotCapturable(f"{name} has shape {tuple(value.shape)} for {capacity}")
+    return Result(name, in_batch, axis, value.requires_grad), value.detach()
+
+
+def unpadded(produced: Produced, size: Size) -> list[torch.Tensor]:
+    """Copies of the real rows, which the caller may keep."""
+    return [
+        tensor.narrow(result.axis.dim, 0, result.axis.length(size)).clone()
+        for result, tensor in zip(produced.results, produced.tensors, strict=True)
+    ]
+
+
+def hand_over(
+    produced: Produced, tensors: tuple[torch.Tensor, ...], data: dict[str, Any]
+) -> dict[str, Any]:
+    """The dict that forward returns, and its changes of the batch."""
+    found: dict[str, Any] = dict.fromkeys(produced.keys)
+    for result, tensor in zip(produced.results, tensors, strict=True):
+        (data if result.in_batch else found)[result.name] = tensor
+    return found

@@ -1,0 +1,137 @@
+"""Models, batches, and a stand-in for CUDA graphs on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+import e3nn_accel
+from e3nn_accel import switch
+from e3nn_accel.graphs import MODEL_CALL
+from e3nn_accel.graphs.capture import WARM_UPS, Run
+from e3nn_accel.graphs.outputs import Produced
+
+
+class StandIn:
+    """A run that is remembered, and run again at each replay, into the tensors of the first time."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        found = run()
+        self.produced = Produced(
+            found.keys, found.results, found.marked, tuple(t.clone() for t in found.tensors)
+        )
+        self.bytes = sum(t.numel() * t.element_size() for t in found.tensors)
+
+    def replay(self) -> None:
+        for kept, tensor in zip(self.produced.tensors, self.run().tensors, strict=True):
+            kept.copy_(tensor)
+
+
+class CpuLane:
+    """Where stand-ins are made."""
+
+    limit = 1 << 40
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cpu"
+
+    def enter(self) -> None:
+        pass
+
+    def allocating(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def record(self, run: Run) -> StandIn:
+        for _ in range(WARM_UPS):
+            run()
+        return StandIn(run)
+
+
+@contextlib.contextmanager
+def replaying(lane: Any = CpuLane, **options: Any) -> Iterator[None]:
+    """Enabled, with stand-ins on the CPU."""
+    with e3nn_accel.enabled(**options):
+        use_stand_ins(lane)
+        yield
+
+
+def use_stand_ins(lane: Any = CpuLane) -> None:
+    """For what is enabled from now on until it is disabled."""
+    assert switch.active.dispatcher is not None
+    calls = switch.active.dispatcher.model_calls
+    calls.device_type, calls.lane_for = "cpu", lane
+
+
+def rows() -> dict[tuple[str, str], int]:
+    """Calls of models by how they ran, and why: ("graph", ""), ("graph", "captured"), ("eager", reason)."""
+    dispatcher = switch.active.dispatcher
+    assert dispatcher is not None
+    found: dict[tuple[str, str], int] = {}
+    for runner in dispatcher.runners.values():
+        for (operation, backend, reason), usage in runner.usage.items():
+            if operation == MODEL_CALL:
+                found[backend, reason] = found.get((backend, reason), 0) + usage.calls
+    return found
+
+
+def fresh(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same batch in tensors of its own."""
+    return {k: v.detach().clone() if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def water(**options: Any) -> Any:
+    """A molecule without a cell."""
+    from ase.build import molecule
+
+    atoms = molecule("H2O", **options)
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+def ice(seed: int = 0, periodic: Any = True, repeat: int = 1) -> Any:
+    """A dense cell, narrower than the cutoff."""
+    import ase
+
+    atoms = ase.Atoms(
+        "OHHOHH",
+        positions=[(0, 0, 0), (1, 0, 0), (0, 1, 0), (2, 2, 2), (2.9, 2, 2), (2, 2.9, 2)],
+        cell=[[3.6, 0.2, 0], [0, 3.5, 0.3], [0.1, 0, 3.7]],
+        pbc=periodic,
+    )
+    atoms = atoms * (repeat, 1, 1)
+    atoms.rattle(0.05, seed=seed)
+    return atoms
+
+
+def alone() -> Any:
+    """An atom without neighbours."""
+    import ase
+
+    return ase.Atoms("O", positions=[(0, 0, 0)])
+
+
+def batch_of(
+    structures: list[Any], cutoff: float = 4.0, heads: tuple[str, ...] = ("Default",)
+) -> Any:
+    """As MACE makes it, float64; structures name their head in ``info["head"]``."""
+    from mace import data, tools
+    from mace.tools.torch_geometric import Batch
+
+    from e3nn_accel.structures import default_dtype
+
+    table = tools.AtomicNumberTable([1, 8])
+    with default_dtype(torch.float64):
+        items = [
+            data.AtomicData.from_config(
+                data.config_from_atoms(atoms, head_name=atoms.info.get("head", heads[0])),
+                z_table=table,
+                cutoff=cutoff,
+                heads=list(heads),
+            )
+            for atoms in structures
+        ]
+        return Batch.from_data_list(items).to_dict()

@@ -1,0 +1,254 @@
+"""A padded batch means what the batch means: stock MACE's numbers, row for row, and no NaN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from model_graphs import alone, batch_of, fresh, ice, water
+
+from e3nn_accel.graphs.buffers import StaticInputs
+from e3nn_accel.graphs.outputs import NotCapturable, produce, unpadded
+from e3nn_accel.graphs.padding import AXES, Axis, Capacity, Size, dummies, feature_axes
+
+pytest.importorskip("mace")
+from small_models import mace
+
+pytestmark = pytest.mark.mace
+CUTOFF = 4.0
+
+
+STRUCTURES: dict[str, list[Any]] = {
+    "molecule": [water()],
+    "periodic": [ice()],
+    "a surface": [ice(periodic=(True, True, False))],
+    "three of different sizes": [ice(1), water(), ice(2, repeat=2)],
+    "isolated atom": [alone()],
+    "isolated atom among others": [water(), alone(), ice(3)],
+    "far apart": [water(), alone(), alone()],
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "density": {
+        "interaction": "RealAgnosticDensityResidualInteractionBlock",
+        "pair_repulsion": True,
+        "distance_transform": "Agnesi",
+    },
+    "nonlinear": {"interaction": "RealAgnosticResidualNonLinearInteractionBlock"},
+    "no cutoff in the radial part": {"apply_cutoff": False, "distance_transform": "Soft"},
+    "agnostic product": {"use_agnostic_product": True, "radial_type": "gaussian"},
+}
+FLAGS = {
+    "forces": {},
+    "stress": {"compute_stress": True},
+    "virials": {"compute_virials": True},
+    "displacement": {"compute_displacement": True},
+}
+
+
+def padded(
+    model: Any, batch: dict[str, Any], size: Size, capacity: Capacity, flags: dict[str, bool]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Stock MACE's results on padded inputs, the real rows; and all of them."""
+    axes = {**AXES, **feature_axes(model)}
+    inputs = {name: batch[name] for name in axes if name in batch}
+    offsets = {name: -int(spec.get("offset", 0)) for name, spec in specs_of(model).items()}
+    static = StaticInputs(dummies(inputs, axes, capacity, CUTOFF, offsets), axes, capacity)
+    static.load(inputs, size)
+    produced = produce(lambda data: model(data, **flags), static.tensors, capacity)
+    names = [result.name for result in produced.results]
+    rows = dict(zip(names, unpadded(produced, size), strict=True))
+    return rows, dict(zip(names, produced.tensors, strict=True))
+
+
+def specs_of(model: Any) -> dict[str, Any]:
+    return getattr(model, "embedding_specs", None) or {}
+
+
+def size_of(batch: dict[str, Any]) -> Size:
+    return Size(len(batch["positions"]), batch["edge_index"].shape[1], len(batch["ptr"]) - 1)
+
+
+def check(
+    model: Any, batch: dict[str, Any], flags: dict[str, bool], capacity: Capacity | None = None
+) -> None:
+    """Against the same model on the batch as it is."""
+    size = size_of(batch)
+    rows, whole = padded(model, fresh(batch), size, capacity or Capacity.of(size), flags)
+    data = fresh(batch)
+    expected = model(data, **flags)
+    if flags:
+        expected |= {"positions": data["positions"], "shifts": data["shifts"]}
+    assert rows.keys() == {name for name, value in expected.items() if value is not None}
+    for name, found in rows.items():
+        scale = float(expected[name].detach().abs().max()) if found.numel() else 1.0
+        torch.testing.assert_close(
+            found, expected[name].detach(), rtol=1e-12, atol=1e-12 * max(scale, 1e-3)
+        )
+        assert torch.isfinite(whole[name]).all(), name
+    forces = whole["forces"][size.nodes :]
+    assert torch.equal(forces, torch.zeros_like(forces))
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+@pytest.mark.parametrize("structures", STRUCTURES.values(), ids=STRUCTURES)
+def test_structures(structures: list[Any], flags: dict[str, bool]) -> None:
+    check(mace(), batch_of(structures), flags)
+
+
+@pytest.mark.parametrize("stress", [False, True], ids=["forces", "stress"])
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_models(options: dict[str, Any], stress: bool) -> None:
+    batch = batch_of(STRUCTURES["isolated atom among others"])
+    check(mace(**options), batch, {"compute_stress": True} if stress else {})
+
+
+@pytest.mark.parametrize("stress", [False, True], ids=["forces", "stress"])
+def test_heads(stress: bool) -> None:
+    """Each structure has its own."""
+    import numpy as np
+
+    heads = ["first", "second"]
+    model = mace(
+        heads=heads,
+        atomic_energies=np.array([[-1.0, -2.0], [-3.0, -5.0]]),
+        atomic_inter_scale=[1.0, 2.0],
+        atomic_inter_shift=[0.1, 0.2],
+    )
+    structures = [ice(1), water(), ice(2)]
+    for atoms, head in zip(structures, ("second", "first", "second"), strict=True):
+        atoms.info["head"] = head
+    batch = batch_of(structures, heads=tuple(heads))
+    assert batch["head"].tolist() == [1, 0, 1]
+    check(model, batch, {"compute_stress": True} if stress else {})
+
+
+def test_further_inputs() -> None:
+    """Charges and spins of whole structures, numbers of atoms."""
+    specs = {
+        "total_charge": {"type": "categorical", "per": "graph", "num_classes": 11, "emb_dim": 3,
+                         "offset": 5},
+        "weights": {"type": "continuous", "per": "node", "in_dim": 1, "emb_dim": 2},
+    }  # fmt: skip
+    model = mace(embedding_specs=specs, use_embedding_readout=True)
+    batch = batch_of([ice(1), water()])
+    batch["total_charge"] = torch.tensor([-5.0, 3.0], dtype=torch.float64)
+    batch["weights"] = torch.rand(len(batch["positions"]), dtype=torch.float64)
+    check(model, batch, {"compute_stress": True})
+
+
+def test_plain_mace() -> None:
+    """The class without scale and shift."""
+    from mace.modules.models import MACE
+
+    model = mace()
+    plain = object.__new__(MACE)
+    plain.__dict__ = {**model.__dict__}
+    check(plain, batch_of([ice(), water()]), {"compute_stress": True})
+
+
+@pytest.mark.parametrize(
+    "capacity",
+    [Capacity(40, 700, 9, 1), Capacity(64, 2048, 2 + 5, 30), Capacity(32, 666, 4, 5)],
+    ids=str,
+)
+def test_any_capacity(capacity: Capacity) -> None:
+    """One dummy node that is its own neighbour, many dummy graphs, hardly any dummies."""
+    batch = batch_of([ice(1), water(), ice(2)])
+    size = size_of(batch)
+    assert capacity.nodes - capacity.reserved >= size.nodes
+    assert capacity.edges >= size.edges
+    check(mace(), batch, {"compute_stress": True}, capacity)
+
+
+def test_float32() -> None:
+    """Dummies are finite there, too; ZBL has high powers of their length."""
+    model = mace(pair_repulsion=True, num_polynomial_cutoff=8).float()
+    batch = {
+        k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v
+        for k, v in batch_of([ice()]).items()
+    }
+    size = size_of(batch)
+    rows, whole = padded(model, fresh(batch), size, Capacity.of(size), {"compute_stress": True})
+    assert all(torch.isfinite(tensor).all() for tensor in whole.values())
+    expected = model(fresh(batch), compute_stress=True)
+    torch.testing.assert_close(rows["forces"], expected["forces"], rtol=1e-4, atol=1e-5)
+
+
+def test_rows_become_dummies_again() -> None:
+    """Buffers that held a larger batch hold what new ones would."""
+    large, small = batch_of([ice(1, repeat=2), water()]), batch_of([ice(2)])
+    capacity = Capacity.of(size_of(large))
+    inputs = [{name: batch[name] for name in AXES if name in batch} for batch in (large, small)]
+    static, new = (
+        StaticInputs(dummies(inputs[0], AXES, capacity, CUTOFF, {}), AXES, capacity)
+        for _ in range(2)
+    )
+    static.load(inputs[0], size_of(large))
+    static.load(inputs[1], size_of(small))
+    new.load(inputs[1], size_of(small))
+    for name, tensor in static.tensors.items():
+        assert torch.equal(tensor, new.tensors[name]), name
+    ends = torch.bincount(static.tensors["batch"], minlength=capacity.graphs).cumsum(0)
+    assert torch.equal(ends, static.tensors["ptr"][1:])
+
+
+def test_dummies() -> None:
+    """What the description of the dummy graph says."""
+    batch = batch_of([ice(1)])
+    capacity = Capacity(50, 900, 3, 7)
+    inputs = {name: batch[name] for name in AXES if name in batch}
+    found = dummies(inputs, AXES, capacity, CUTOFF, {})
+    cell = found["cell"].view(-1, 3, 3)
+    assert (torch.linalg.det(cell) > CUTOFF**3).all()
+    edges = found["edge_index"]
+    assert int(edges.min()) == 43
+    assert int(edges.max()) == 49
+    degree = torch.bincount(edges[1])[43:]
+    assert int(degree.max() - degree.min()) <= 1
+    lengths = found["shifts"].norm(dim=1)
+    assert (lengths > CUTOFF).all()
+    again = torch.einsum("be,bec->bc", found["unit_shifts"], cell[found["batch"][edges[0]]])
+    assert torch.equal(again, found["shifts"])
+    assert torch.equal(found["node_attrs"].sum(1), torch.ones(50, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 9, 64, 100, 1000, 5000, 100_000])
+@pytest.mark.parametrize("edges", [0, 1, 63, 64, 3000, 46_000, 10_000_000])
+def test_sizes(nodes: int, edges: int) -> None:
+    """Room for dummies and some more edges, little waste, and no growth of what was made for it."""
+    size = Size(nodes, edges, 1)
+    made = Capacity.of(size)
+    assert made.takes(size)
+    assert made.reserved >= 2
+    assert made.nodes <= max(nodes + 10, 1.10 * nodes + 2)
+    assert made.edges <= max(edges + 128, 1.10 * edges)
+    assert made.takes(Size(nodes, edges + edges // 32, 1))
+    assert made.takes(Size(nodes, edges - edges // 16, 1))
+    assert not made.takes(Size(nodes, edges, 2))
+    assert not made.takes(Size(made.nodes, edges, 1))
+    assert not made.takes(Size(nodes, made.edges + 1, 1))
+    assert not Capacity.of(Size(4 * nodes + 64, 4 * edges + 512, 1)).takes(size)
+
+
+def test_axis() -> None:
+    assert Axis("graphs", each=3).length(Size(1, 2, 4)) == 12
+    assert Axis("graphs", extra=1).length(Capacity(1, 2, 4, 1)) == 5
+
+
+@pytest.mark.parametrize(
+    ("forward", "why"),
+    [
+        (lambda data: [data["positions"]], "returned a list"),
+        (lambda data: {"novel": data["positions"]}, "gives 'novel' as a result"),
+        (lambda data: {"energy": data["positions"]}, "energy has shape"),
+        (lambda data: {"energy": 1.0}, "gives 'energy' as a result"),
+        (lambda data: data.update(more=data["ptr"]) or {}, "gives 'more' into the batch"),
+    ],
+)
+def test_results_of_which_nothing_is_known(forward: Any, why: str) -> None:
+    capacity = Capacity(10, 20, 2, 2)
+    inputs = {"positions": torch.zeros(10, 3), "ptr": torch.zeros(3)}
+    with pytest.raises(NotCapturable, match=why):
+        produce(forward, inputs, capacity)
