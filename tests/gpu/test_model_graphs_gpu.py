@@ -53,7 +53,8 @@ def moved(batch: dict[str, Any], seed: int, size: float = 0.02) -> dict[str, Any
     """The same graph with atoms displaced a little, in tensors of its own."""
     found = fresh(batch)
     generator = torch.Generator(device="cuda").manual_seed(seed)
-    noise = torch.randn(found["positions"].shape, generator=generator, device="cuda")
+    like = found["positions"]  # its dtype: in another, the same seed gives other numbers
+    noise = torch.randn(like.shape, generator=generator, device="cuda", dtype=like.dtype)
     found["positions"] += size * noise
     return found
 

@@ -29,10 +29,7 @@ CALLS, WARM_UP = 30, 8
 WAYS: dict[str, dict[str, Any]] = {
     "stock": {},
     "eager": {"graph": "0"},
-    "eager, all kernels": {"graph": "0", "backend": "cuda"},
     "graph": {"graph": "auto"},
-    "graph, all kernels": {"graph": "auto", "backend": "cuda"},
-    "graph=1, all kernels": {"graph": "1", "backend": "cuda"},
 }
 
 
