@@ -1,6 +1,8 @@
 # make demo   the shipped checkpoint: what is accelerated, is it right, how fast is it
 # make test   the tests, twice: e3nn 0.4 with MACE, and e3nn 0.6 without
 # make lint   ruff and mypy
+# make test-gpu   the tests of the kernels, on an NVIDIA GPU
+# make sanitize   some of them under compute-sanitizer (from the CUDA toolkit)
 # make clean  remove the environments
 #
 # The environments are made when they are absent, and brought up to date when pyproject.toml changes.
@@ -15,6 +17,8 @@ MARKERS     ?= not slow
 MARKERS_06  ?= not slow and not once
 WORKERS     ?= 2
 PYTEST_ARGS ?=
+# a kernel of each kind, in operands of few rows: the sanitizer takes seconds for each launch
+SANITIZED   ?= (values and float32) or (shapes and several and float32) or (modes and float32)
 
 # On Linux, PyPI's torch brings gigabytes of CUDA libraries. Without an NVIDIA GPU, take a CPU build:
 #   make demo TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
@@ -25,7 +29,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -n $(WORKERS) \
 	-m "$(2)" $(PYTEST_ARGS)
 
-.PHONY: demo test test-mace test-e3nn06 lint environments clean
+.PHONY: demo test test-mace test-e3nn06 test-gpu sanitize lint environments clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/e3nn-accel verify $(CHECKPOINT) --structures $(STRUCTURES)
@@ -39,6 +43,13 @@ test-mace: $(VENV)/installed
 
 test-e3nn06: $(VENV_E3NN06)/installed
 	$(call PYTEST,$(VENV_E3NN06),$(MARKERS_06))
+
+test-gpu: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -q -m gpu $(PYTEST_ARGS) tests/gpu
+
+sanitize: $(VENV)/installed
+	for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 9 \
+	$(VENV)/bin/python -m pytest -q -m gpu -k "$(SANITIZED)" $(PYTEST_ARGS) tests/gpu || exit; done
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
