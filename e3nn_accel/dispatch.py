@@ -246,21 +246,23 @@ class Dispatcher:
         """Whether a block should hand its gather and scatter to this product."""
         if suspended() or program_transform():
             return False
-        found = self.target_of(module)
-        if found is None:
-            return False
-        runner = self.runners.get(module) or self.runner_for(module, found[1])
-        if runner.config is None or runner.left or own_behaviour(module, found[1]):
-            return False
-        instructions = getattr(module, "instructions", ())
-        if not instructions or any(i.connection_mode != "uvu" for i in instructions):
+        runner = self.runners.get(module)
+        if runner is None:
+            found = self.target_of(module)
+            if found is None:
+                return False
+            runner = self.runner_for(module, found[1])
+        if runner.config is None or runner.left or own_behaviour(module, runner.stock_forward):
             return False
         planned = [
-            o.plan is not None
-            for (operation, *_), o in runner.outcomes.items()
+            outcome.plan is not None
+            for (operation, _, _), outcome in runner.outcomes.items()
             if operation == "convolution"
         ]
-        return all(planned)
+        if planned:
+            return all(planned)
+        instructions = getattr(module, "instructions", ())
+        return bool(instructions) and all(i.connection_mode == "uvu" for i in instructions)
 
     def strategy(self, runner: Runner, operation: str) -> str:
         """The strategy of the plan that runs an operation."""
