@@ -172,20 +172,25 @@ def wigner_3j(l1: int, l2: int, l3: int) -> torch.Tensor:
 _captured_leaves = WeakTensorKeyDictionary()
 
 
-def gradient_wanted(ctx: Any, index: int) -> bool:
-    """Whether this backward pass asks for the gradient of input ``index`` of a custom operation.
+def gradients_wanted(ctx: Any, inputs: int) -> tuple[bool, ...]:
+    """Whether this backward pass asks for the gradient of each of the first inputs of a custom operation.
 
     ``ctx.needs_input_grad`` is true for every input that requires a gradient, also where
     ``autograd.grad`` asks for others alone; the engine knows which of the next functions will run.
+    """
+    needed, functions = (
+        ctx.needs_input_grad,
+        ctx.next_functions,
+    )  # made anew each time they are read
+    return tuple([bool(needed[n]) and engine_wants(functions[n][0]) for n in range(inputs)])
+
+
+def engine_wants(function: Any) -> bool:
+    """Whether the engine will go on to this function, the next one of an input, in this backward pass.
+
     It refuses to say so of a leaf that ``autograd.grad`` captures, by an exception that costs more than
     a small kernel: such a leaf is wanted, and from then on taken for wanted.
     """
-    return bool(ctx.needs_input_grad[index]) and engine_wants(ctx, index)
-
-
-def engine_wants(ctx: Any, index: int) -> bool:
-    """Whether the engine will go on from input ``index``, a tensor, in this backward pass."""
-    function = ctx.next_functions[index][0]
     if function is None:
         return False
     leaf = getattr(function, "variable", None)
