@@ -28,20 +28,40 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def functorch_active() -> bool:
-    """Whether a functorch transform (vmap, grad, jvp) is running: its tensors are not plain ones."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+# Every call asks these. Their names are resolved once: after something large has gone through the
+# caches, each step from torch to a function deep within it is a wait for memory.
+
+jit_tracing_state: Callable[[], object] = torch._C._get_tracing_state
+"""What torch.jit is tracing, or None."""
+
+functorch_transform: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
+"""The functorch transform (vmap, grad, jvp) that is running, whose tensors are not plain ones, or None."""
+
+_CPU = torch.device("cpu")
+_any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
+_forward_ad: Any = torch.autograd.forward_ad
+_hooks: Any = torch.nn.modules.module
+
+
+def autocast_active(device: torch.device) -> bool:
+    """Whether torch.autocast changes dtypes on this kind of device.
+
+    A device's type is a text, which torch writes and reads again: several times what the rest costs.
+    """
+    if device == _CPU and not _any_autocast():
+        return False
+    return bool(torch.is_autocast_enabled(device.type))
 
 
 def forward_mode_active() -> bool:
     """Whether forward-mode differentiation (dual numbers) is on; plans have no rules for it."""
-    return int(torch.autograd.forward_ad._current_level) >= 0
+    return int(_forward_ad._current_level) >= 0
 
 
 def symbolically_tracing() -> bool:
     """Whether torch.fx is tracing (torch.fx.symbolic_trace calls modules with proxies)."""
     fx: Any = sys.modules.get("torch.fx._symbolic_trace")
-    if fx is None:
+    if fx is None or not getattr(fx, "_is_fx_tracing_flag", True):
         return False
     tracing = (
         getattr(fx, "is_fx_symbolic_tracing", None) or fx.is_fx_tracing
@@ -91,12 +111,11 @@ def autograd_within_operations() -> Iterator[None]:
 
 def global_module_hooks() -> bool:
     """Whether hooks are registered for every nn.Module of the process."""
-    hooks: Any = torch.nn.modules.module
     return bool(
-        hooks._global_forward_hooks
-        or hooks._global_forward_pre_hooks
-        or hooks._global_backward_hooks
-        or hooks._global_backward_pre_hooks
+        _hooks._global_forward_hooks
+        or _hooks._global_forward_pre_hooks
+        or _hooks._global_backward_hooks
+        or _hooks._global_backward_pre_hooks
     )
 
 
@@ -121,11 +140,6 @@ def original_forward(cls: type[torch.nn.Module]) -> Any:
 def version_counter(tensor: torch.Tensor) -> int | None:
     """How often the tensor was written in place, or None where torch doesn't count (inference tensors)."""
     return None if tensor.is_inference() else int(tensor._version)
-
-
-def autocast_active(device_type: str) -> bool:
-    """Whether torch.autocast changes dtypes on this kind of device."""
-    return bool(torch.is_autocast_enabled(device_type))
 
 
 def dispatch_mode_active() -> bool:
@@ -179,20 +193,25 @@ def wigner_3j(l1: int, l2: int, l3: int) -> torch.Tensor:
 _captured_leaves = WeakTensorKeyDictionary()
 
 
-def gradient_wanted(ctx: Any, index: int) -> bool:
-    """Whether this backward pass asks for the gradient of input ``index`` of a custom operation.
+def gradients_wanted(ctx: Any, inputs: int) -> tuple[bool, ...]:
+    """Whether this backward pass asks for the gradient of each of the first inputs of a custom operation.
 
     ``ctx.needs_input_grad`` is true for every input that requires a gradient, also where
     ``autograd.grad`` asks for others alone; the engine knows which of the next functions will run.
+    """
+    needed, functions = (
+        ctx.needs_input_grad,
+        ctx.next_functions,
+    )  # made anew each time they are read
+    return tuple([bool(needed[n]) and engine_wants(functions[n][0]) for n in range(inputs)])
+
+
+def engine_wants(function: Any) -> bool:
+    """Whether the engine will go on to this function, the next one of an input, in this backward pass.
+
     It refuses to say so of a leaf that ``autograd.grad`` captures, by an exception that costs more than
     a small kernel: such a leaf is wanted, and from then on taken for wanted.
     """
-    return bool(ctx.needs_input_grad[index]) and engine_wants(ctx, index)
-
-
-def engine_wants(ctx: Any, index: int) -> bool:
-    """Whether the engine will go on from input ``index``, a tensor, in this backward pass."""
-    function = ctx.next_functions[index][0]
     if function is None:
         return False
     leaf = getattr(function, "variable", None)

@@ -52,13 +52,14 @@ class Dispatcher:
         stock_forward = compat.original_forward(cls)
         self.targets[cls] = (target, stock_forward)
         while_compiled = traced_call(self, target, stock_forward)
+        is_compiling, runner_of = torch.compiler.is_compiling, self.runners.get
 
         def __call__(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():  # first: torch.compile traces this
+            if is_compiling():  # first: torch.compile traces this
                 if torch.compiler.is_dynamo_compiling():
                     return while_compiled(module, *args, **kwargs)
                 return torch.nn.Module.__call__(module, *args, **kwargs)  # torch.export
-            runner = self.runners.get(module) or self.runner_for(module, stock_forward)
+            runner = runner_of(module) or self.runner_for(module, stock_forward)
             if runner.config is None or suspended():
                 return stock_call(module, args, kwargs)
             return self.call(module, runner, target, args, kwargs)
@@ -81,10 +82,7 @@ class Dispatcher:
         kwargs: dict[str, Any],
     ) -> Any:
         """Take a call of an active module: plan, or stock e3nn with the reason."""
-        passing = program_transform()
-        if passing:
-            return self.stock(module, runner, passing, args, kwargs)
-        reason = own_behaviour(module, runner.stock_forward) or runner.left
+        reason = program_transform() or own_behaviour(module, runner.stock_forward) or runner.left
         if reason:
             return self.stock(module, runner, reason, args, kwargs)
         assert runner.config is not None
@@ -97,8 +95,9 @@ class Dispatcher:
             if runner.config.strict:
                 raise AccelError(f"{type(module).__name__} {runner.path} ran on stock e3nn", [call])
             return out
-        x = call.operands[0]
-        outcome = runner.outcomes.get((call.operation, x.dtype, x.device))
+        operation, operands = call
+        x = operands[0]
+        outcome = runner.outcomes.get((operation, x.dtype, x.device))
         if outcome is None:
             outcome = self.plan(module, runner, call)
         if outcome.plan is None:
@@ -106,7 +105,7 @@ class Dispatcher:
                 raise AccelError(
                     f"{type(module).__name__} {runner.path} can't be accelerated", [outcome.reason]
                 )
-            return self.stock(module, runner, outcome.reason, args, kwargs, call.operation)
+            return self.stock(module, runner, outcome.reason, args, kwargs, operation)
         return self.run(module, runner, outcome, call, args, kwargs)
 
     def run(
@@ -138,12 +137,8 @@ class Dispatcher:
                 outcome, f"failed where stock e3nn succeeds: {type(error).__name__}: {error}"
             )
             return result
-        runner.count(
-            call.operation,
-            plan.backend,
-            "",
-            time.perf_counter() - started if config.profile else 0.0,
-        )
+        seconds = time.perf_counter() - started if config.profile else 0.0
+        runner.count(call.operation, plan.backend, "", seconds)
         if config.verify:
             self.verify(module, outcome, out, call, config.strict)
         return out
@@ -255,21 +250,23 @@ class Dispatcher:
         """Whether a block should hand its gather and scatter to this product."""
         if suspended() or program_transform():
             return False
-        found = self.target_of(module)
-        if found is None:
-            return False
-        runner = self.runners.get(module) or self.runner_for(module, found[1])
-        if runner.config is None or runner.left or own_behaviour(module, found[1]):
-            return False
-        instructions = getattr(module, "instructions", ())
-        if not instructions or any(i.connection_mode != "uvu" for i in instructions):
+        runner = self.runners.get(module)
+        if runner is None:
+            found = self.target_of(module)
+            if found is None:
+                return False
+            runner = self.runner_for(module, found[1])
+        if runner.config is None or runner.left or own_behaviour(module, runner.stock_forward):
             return False
         planned = [
-            o.plan is not None
-            for (operation, *_), o in runner.outcomes.items()
+            outcome.plan is not None
+            for (operation, _, _), outcome in runner.outcomes.items()
             if operation == "convolution"
         ]
-        return all(planned)
+        if planned:
+            return all(planned)
+        instructions = getattr(module, "instructions", ())
+        return bool(instructions) and all(i.connection_mode == "uvu" for i in instructions)
 
     def strategy(self, runner: Runner, operation: str) -> str:
         """The strategy of the plan that runs an operation."""

@@ -18,34 +18,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from e3nn_accel.compat import version_counter
 
 Grouping = TypeVar("Grouping")
-Groups = tuple[tuple[int, int, int], ...]
-
-
-@dataclass(frozen=True)
-class Species:
-    """Rows sorted by the column of their single non-zero.
-
-    Attributes:
-        order: [rows], the rows in sorted order.
-        inverse: [rows], where each row went.
-        is_sorted: The rows came sorted; nothing need move.
-        values: [rows], the non-zeros in sorted order, or None where all are one.
-        column: [rows], the species of each row in the caller's order.
-        bounds: (species, first row, last row + 1) in sorted order.
-    """
-
-    order: torch.Tensor
-    inverse: torch.Tensor
-    is_sorted: bool
-    values: torch.Tensor | None
-    column: torch.Tensor
-    bounds: Groups
-
-    def groups(self, rows_each: int) -> Groups:
-        """The same where each row became ``rows_each`` rows."""
-        return tuple(
-            (kind, first * rows_each, last * rows_each) for kind, first, last in self.bounds
-        )
 
 
 @dataclass(frozen=True)
@@ -121,21 +93,11 @@ class NodesBySpecies:
         return cls(None, nodes, numbers[:nodes], numbers[:nodes], numbers.clamp(max=nodes))
 
 
-def species_of(attrs: torch.Tensor) -> Species | None:
-    """Group rows [.., species] by their single non-zero.
-
-    None where a row has another number of them, and while a CUDA graph is captured, which can't wait to know.
-    """
-    if _captured(attrs):
-        return None
-    return _shared(attrs, "species", _find_species)
-
-
 def nodes_by_species(
     attrs: torch.Tensor, find: Callable[[torch.Tensor], NodesBySpecies]
 ) -> NodesBySpecies:
     """Group rows of ``attrs`` [.., species] by their single non-zero; ``find`` does what `in_torch` does."""
-    return _shared(attrs, "nodes by species", find)
+    return shared(attrs, "nodes by species", find)
 
 
 def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
@@ -145,14 +107,14 @@ def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
         IndexError: A receiver or sender that isn't one of the ``nodes`` (senders may count from the end).
         RuntimeError: A CUDA graph is being captured, in which nothing can depend on the number of blocks.
     """
-    if _captured(edge_index):
+    if captured(edge_index):
         raise RuntimeError("convolutions in torch operations wait for the device: they need CuPy")
-    return _shared(edge_index, f"blocks {nodes}", lambda index: _find_blocks(index, nodes))
+    return shared(edge_index, f"blocks {nodes}", lambda index: _find_blocks(index, nodes))
 
 
 def neighbours_of(edge_index: torch.Tensor, nodes: int) -> Neighbours:
     """Both orders of the edges of ``edge_index`` [2, edges] (senders, receivers)."""
-    return _shared(edge_index, f"neighbours {nodes}", lambda index: _find_neighbours(index, nodes))
+    return shared(edge_index, f"neighbours {nodes}", lambda index: _find_neighbours(index, nodes))
 
 
 def in_torch(attrs: torch.Tensor) -> NodesBySpecies:
@@ -177,39 +139,6 @@ def _find_neighbours(edge_index: torch.Tensor, nodes: int) -> Neighbours:
         ordered, order = torch.sort(ends, stable=True)
         rows += [order.int(), torch.searchsorted(ordered, starts).int()]
     return Neighbours(nodes, edge_index[0].int(), *rows)
-
-
-def _find_species(attrs: torch.Tensor) -> Species | None:
-    attrs = attrs.reshape(-1, attrs.shape[-1])
-    rows = len(attrs)
-    if not rows:
-        nowhere = torch.zeros(0, dtype=torch.int64, device=attrs.device)
-        return Species(nowhere, nowhere, True, None, nowhere, ())
-    # as many non-zeros as rows and one in each row: found by size, whatever its sign
-    values, columns = attrs.max(1)
-    if int(torch.count_nonzero(attrs)) != rows:
-        return None
-    ones = bool((values == 1).all())
-    if not ones:
-        columns = attrs.abs().argmax(1)
-        values = attrs.gather(1, columns.unsqueeze(1)).squeeze(1)
-        if not bool((values != 0).all()):
-            return None
-    by_species, order = torch.sort(columns, stable=True)
-    is_sorted = torch.equal(by_species, columns)
-    inverse = (
-        order
-        if is_sorted
-        else torch.empty_like(order).scatter_(0, order, torch.arange(rows, device=order.device))
-    )
-    kinds, counts = torch.unique_consecutive(by_species, return_counts=True)
-    bounds, first = [], 0
-    for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
-        bounds.append((kind, first, first + count))
-        first += count
-    return Species(
-        order, inverse, is_sorted, None if ones else values[order], columns, tuple(bounds)
-    )
 
 
 def _find_blocks(edge_index: torch.Tensor, nodes: int) -> Blocks:
@@ -256,18 +185,28 @@ def _width(mean_degree: float) -> int:
     return 4 if mean_degree < 6 else 8 if mean_degree < 20 else 16
 
 
+Kept = tuple[int, torch.Tensor | None, Any]
+"""The version counter, a private copy (on the CPU), and the grouping."""
+
 _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Grouping]) -> Grouping:
+def shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Grouping]) -> Grouping:
+    """What ``find`` makes of a tensor, found once for as long as the tensor lives and holds the same.
+
+    Args:
+        tensor: What the grouping is of.
+        kind: What it is, apart from others of the same tensor.
+        find: Called with the tensor detached; must keep no view of it.
+    """
     version = version_counter(tensor)
     if version is None:
         return find(tensor)
-    if _captured(tensor):
+    if captured(tensor):
         # Each replay finds it anew, from what the tensor holds then; before the first it is nowhere.
         with torch.no_grad():
             return find(tensor.detach())
-    kept: dict[str, tuple[int, torch.Tensor | None, Any]] = _cache.setdefault(tensor, {})
+    kept: dict[str, Kept] = _cache.setdefault(tensor, {})
     found = kept.get(kind)
     if (
         found is not None
@@ -276,12 +215,20 @@ def _shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Grou
     ):
         grouping: Grouping = found[2]
         return grouping
-    with torch.inference_mode(False), torch.no_grad():  # a later call may want gradients
-        plain = tensor.detach()
-        grouping = find(plain)
-        kept[kind] = (version, None if plain.is_cuda else plain.clone(), grouping)
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):  # a later call may want gradients
+            found = kept[kind] = _find_in(tensor, version, find)
+    else:
+        found = kept[kind] = _find_in(tensor, version, find)
+    grouping = found[2]
     return grouping
 
 
-def _captured(tensor: torch.Tensor) -> bool:
+def captured(tensor: torch.Tensor) -> bool:
+    """Whether a CUDA graph is being captured, in which nothing can wait for what the tensor holds."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _find_in(tensor: torch.Tensor, version: int, find: Callable[[torch.Tensor], Any]) -> Kept:
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    return version, None if plain.is_cuda else plain.clone(), find(plain)

@@ -7,19 +7,26 @@ from typing import Any
 
 import torch
 
-from e3nn_accel import compat
+from e3nn_accel.compat import (
+    forward_mode_active,
+    functorch_transform,
+    global_module_hooks,
+    jit_tracing_state,
+    module_hooks,
+    symbolically_tracing,
+)
 from e3nn_accel.config import Config
 
 
 def program_transform() -> str:
     """Why this call belongs to a transformation of the program, which must see stock e3nn; or an empty string."""
-    if torch._C._get_tracing_state() is not None:
+    if jit_tracing_state() is not None:
         return "torch.jit is tracing"
-    if compat.symbolically_tracing():
+    if symbolically_tracing():
         return "torch.fx is tracing"
-    if compat.functorch_active():
+    if functorch_transform() is not None:
         return "a functorch transform (vmap, grad, ..) is running"
-    if compat.forward_mode_active():
+    if forward_mode_active():
         return "forward-mode differentiation is on"
     return ""
 
@@ -28,9 +35,9 @@ def own_behaviour(module: torch.nn.Module, stock_forward: Any) -> str:
     """What the module does besides e3nn's forward, so that a plan can't stand in for it; or an empty string."""
     if type(module).forward is not stock_forward or "forward" in module.__dict__:
         return "it has a forward of its own"
-    if compat.module_hooks(module):
+    if module_hooks(module):
         return "it has hooks, which only stock e3nn runs"
-    if compat.global_module_hooks():
+    if global_module_hooks():
         return "hooks are registered for all modules, which only stock e3nn runs"
     return ""
 

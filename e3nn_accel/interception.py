@@ -30,9 +30,8 @@ def suspend() -> Iterator[None]:
         _suspended.reset(token)
 
 
-def suspended() -> bool:
-    """Whether calls of this thread take stock e3nn."""
-    return _suspended.get()
+suspended: Callable[[], bool] = _suspended.get
+"""Whether calls of this thread take stock e3nn."""
 
 
 def stock_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from e3nn_accel import compat
+from e3nn_accel.compat import autocast_active
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_STRIDED = torch.strided
 
 
 def mismatch(x: Any, *others: Any) -> str:
@@ -32,11 +33,11 @@ def mismatch(x: Any, *others: Any) -> str:
             return f"operands of different dtypes, {dtype} and {other.dtype}"
         if other.device != device:
             return f"operands on different devices, {device} and {other.device}"
-        if other.layout != torch.strided:
+        if other.layout != _STRIDED:
             return f"an operand has layout {other.layout}"
-    if x.layout != torch.strided:
+    if x.layout != _STRIDED:
         return f"the input has layout {x.layout}"
-    if compat.autocast_active(device.type):
+    if autocast_active(device):
         return "autocast is on"
     return ""
 

@@ -25,33 +25,34 @@ def bind(
     module: Any, x: Any, y: Any, weight: Any = None, edge_index: torch.Tensor | None = None
 ) -> Call | str:
     """The operands of ``TensorProduct.forward``, or of a convolution where ``edge_index`` is given."""
-    reason = mismatch(x, y)
+    weight = _weights(module, weight)
+    used = (y, weight) if module.weight_numel > 0 else (y,)
     reason = (
-        reason
+        mismatch(x, *used)
         or wrong_last_dimension("x", x, module._in1_dim)
         or wrong_last_dimension("y", y, module._in2_dim)
     )
     if reason:
         return reason
-    weight = module._get_weights(weight)  # raises what stock raises
-    if module.weight_numel > 0:
-        reason = mismatch(x, weight)
-        if reason:
-            return reason
-    if (
-        module.output_mask.dtype != x.dtype
-    ):  # the dtype of the constants, which e3nn doesn't convert
-        return f"the module is {module.output_mask.dtype}, the input {x.dtype}"
-    if edge_index is None:
-        shapes = [x.shape[:-1], y.shape[:-1]] + (
-            [] if module.shared_weights else [weight.shape[:-1]]
-        )
-        if any(shape != shapes[0] for shape in shapes):
-            try:
-                torch.broadcast_shapes(*shapes)
-            except RuntimeError:
-                return "leading dimensions that don't broadcast"
-        return Call("tensor_product", (x, y, weight))
+    constants = module._buffers["output_mask"].dtype  # which e3nn doesn't convert
+    if constants != x.dtype:
+        return f"the module is {constants}, the input {x.dtype}"
+    if edge_index is not None:
+        return _bind_convolution(module, x, y, weight, edge_index)
+    leading = x.shape[:-1]
+    per_row = not module.shared_weights
+    if leading != y.shape[:-1] or (per_row and leading != weight.shape[:-1]):
+        shapes = (leading, y.shape[:-1], *((weight.shape[:-1],) if per_row else ()))
+        try:
+            torch.broadcast_shapes(*shapes)
+        except RuntimeError:
+            return "leading dimensions that don't broadcast"
+    return Call("tensor_product", (x, y, weight))
+
+
+def _bind_convolution(
+    module: Any, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, edge_index: torch.Tensor
+) -> Call | str:
     edges = edge_index.shape[-1]
     if x.dim() != 2 or y.dim() != 2 or edge_index.dim() != 2 or edge_index.dtype != torch.int64:
         return "a convolution takes x [nodes, dim], y [edges, dim] and edge_index [2, edges] int64"
@@ -59,6 +60,23 @@ def bind(
     if y.shape[0] != edges or (per_row and tuple(weight.shape[:-1]) != (edges,)):
         return "edge attributes and weights need a row for each edge"
     return Call("convolution", (x, y, weight, edge_index))
+
+
+def _weights(module: Any, weight: Any) -> torch.Tensor:
+    """What stock's own method makes of them, or raises; the ordinary cases without its detours."""
+    if weight is None:
+        own: torch.Tensor | None = module._parameters.get("weight")
+        if own is not None and module.internal_weights:
+            return own
+    elif (
+        isinstance(weight, torch.Tensor)
+        and not module.shared_weights
+        and weight.dim() > 1
+        and weight.shape[-1] == module.weight_numel
+    ):
+        return weight
+    found: torch.Tensor = module._get_weights(weight)
+    return found
 
 
 def bind_square(module: Any, x: torch.Tensor, weight: Any = None) -> Call | str:

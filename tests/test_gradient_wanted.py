@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from e3nn_accel.compat import gradient_wanted
+from e3nn_accel.compat import gradients_wanted
 
 
 class Product(torch.autograd.Function):
@@ -23,7 +23,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, y = ctx.saved_tensors
-        Product.wanted = gradient_wanted(ctx, 0), gradient_wanted(ctx, 1)
+        Product.wanted = gradients_wanted(ctx, 2)
         return grads[0] * y, grads[0] * x
 
 

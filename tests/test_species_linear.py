@@ -13,9 +13,9 @@ from comparison import Operands, accelerated, assert_close, derivatives, draw, p
 from mace_parts import ATTRS, node_attrs, one_hot
 from strategies import Case
 
-from e3nn_accel.groupings import species_of
 from e3nn_accel.ops.indexed_linear import indexed_linear
 from e3nn_accel.ops.permute_rows import rows_to_slots
+from e3nn_accel.species import FEW_ROWS, species_of
 
 pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64")
 
@@ -31,19 +31,19 @@ def skip_tp(in1: str, species: int, out: str, weights: str = "internal") -> Case
 SMALL = skip_tp("3x0e+2x1o+2x0e", SPECIES, "2x1o+3x0e")
 
 
-def leaves(case: Case, module: Any, y: torch.Tensor) -> Operands:
+def leaves(case: Case, module: Any, y: torch.Tensor, trained: bool = True) -> Operands:
     """Features, scalars as given, weights."""
     x = draw((*y.shape[:-1], module.irreps_in1.dim), 3).requires_grad_()
     found = {"x": x, "y": y, **dict(module.named_parameters())}
     if case.weights == "shared":
-        found["weight"] = draw((module.weight_numel,), 4).requires_grad_()
+        found["weight"] = draw((module.weight_numel,), 4).requires_grad_(trained)
     return found
 
 
-def check(case: Case, y: torch.Tensor) -> None:
+def check(case: Case, y: torch.Tensor, trained: bool = True) -> None:
     """Values, first and second derivatives; the indexed linear is what was planned."""
-    module = case.build()
-    operands = leaves(case, module, y)
+    module = case.build().requires_grad_(trained)
+    operands = leaves(case, module, y, trained)
     expected = derivatives(functools.partial(case.call, module), operands)
     with accelerated(), poisoned_memory():
         found = derivatives(functools.partial(case.call, module), operands)
@@ -52,19 +52,31 @@ def check(case: Case, y: torch.Tensor) -> None:
     assert_close(found, expected, TOLERANCE, case.slices(module))
 
 
+both_trained = pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+
+
+@both_trained
 @pytest.mark.parametrize("attrs", ATTRS)
 @pytest.mark.parametrize("gradient", [False, True], ids=["constant", "wants gradient"])
-def test_attrs(attrs: str, gradient: bool) -> None:
+def test_attrs(attrs: str, gradient: bool, trained: bool) -> None:
     """Sorted or not, absent species, scaled rows, rows that aren't one-hot; their gradient too."""
-    check(SMALL, node_attrs(attrs, 9, SPECIES).requires_grad_(gradient))
+    check(SMALL, node_attrs(attrs, 9, SPECIES).requires_grad_(gradient), trained)
 
 
+@both_trained
 @pytest.mark.parametrize("rows", [0, 1, 2])
-def test_few_rows(rows: int) -> None:
+def test_few_rows(rows: int, trained: bool) -> None:
     """No row, one row, fewer rows than species."""
-    check(SMALL, node_attrs("all species", rows, SPECIES))
+    check(SMALL, node_attrs("all species", rows, SPECIES), trained)
 
 
+@pytest.mark.parametrize("attrs", ATTRS)
+def test_many_rows(attrs: str) -> None:
+    """More rows than are counted in Python."""
+    check(SMALL, node_attrs(attrs, FEW_ROWS + 9, SPECIES))
+
+
+@both_trained
 @pytest.mark.parametrize(
     "case",
     [
@@ -77,16 +89,17 @@ def test_few_rows(rows: int) -> None:
     ],
     ids=["many species", "unreachable", "odd parity", "external", "no channels", "one block"],
 )
-def test_shapes(case: Case) -> None:
+def test_shapes(case: Case, trained: bool) -> None:
     """Many species, outputs that nothing reaches, external weights, empty blocks."""
     species = int(case.args[1].split("x")[0])
-    check(case, node_attrs("all species", 12, species))
+    check(case, node_attrs("all species", 12, species), trained)
 
 
+@both_trained
 @pytest.mark.parametrize("species", [[0, 0, 1], [1, 0, 1, 0]], ids=["sorted", "unsorted"])
-def test_single_channels(species: list[int]) -> None:
+def test_single_channels(species: list[int], trained: bool) -> None:
     """One channel of a vector, whose transpose keeps its strides."""
-    check(skip_tp("4x0e+1x1o+1x2e", 2, "3x0e+2x1o+1x2e"), one_hot(species, 2))
+    check(skip_tp("4x0e+1x1o+1x2e", 2, "3x0e+2x1o+1x2e"), one_hot(species, 2), trained)
 
 
 def test_odd_scalars() -> None:
@@ -127,6 +140,18 @@ def test_attrs_changed_in_place(changed: int) -> None:
         module(x, y)
         write(other)
         torch.testing.assert_close(module(x, y), expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_weights_within_other_memory(step: int) -> None:
+    """External weights needn't begin where their memory does, nor be contiguous."""
+    case = skip_tp("2x0e+3x1o", SPECIES, "3x0e+2x1o", "shared")
+    module, y = case.build(), node_attrs("all species", 6, SPECIES)
+    x = draw((6, module.irreps_in1.dim), 1)
+    weight = draw((5 + step * module.weight_numel,), 2)[5::step]
+    expected = module(x, y, weight)
+    with accelerated(), poisoned_memory():
+        torch.testing.assert_close(module(x, y, weight), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_training_after_inference() -> None:

@@ -116,7 +116,7 @@ def check_process(device: torch.device) -> None:
         reason = "gradients are off, without which MACE has no forces"
     if not reason and torch.is_anomaly_enabled():
         reason = "anomaly detection looks at every value"
-    if not reason and compat.autocast_active(device.type):
+    if not reason and compat.autocast_active(device):
         reason = "autocast is on"
     if not reason and compat.dispatch_mode_active():
         reason = "a torch dispatch mode is on"

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from e3nn_accel.compat import gradient_wanted
+from e3nn_accel.compat import gradients_wanted
 
 Some = Sequence[torch.Tensor | None]
 
@@ -55,8 +55,8 @@ class _To(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (g,) = grads
         wanted = [False] * ctx.kernels.blocks
-        for argument, n in enumerate(ctx.which):
-            wanted[n] = gradient_wanted(ctx, argument)
+        for n, want in zip(ctx.which, gradients_wanted(ctx, len(ctx.which)), strict=True):
+            wanted[n] = want
         if g is None or not any(wanted):
             return (None,) * (len(ctx.which) + 2)
         found: Any = (

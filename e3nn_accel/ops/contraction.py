@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from e3nn_accel.compat import gradient_wanted
+from e3nn_accel.compat import gradients_wanted
 from e3nn_accel.groupings import NodesBySpecies
 
 Pair = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -75,7 +75,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (g,) = grads
-        wanted = (gradient_wanted(ctx, 0), gradient_wanted(ctx, 1))
+        wanted = gradients_wanted(ctx, 2)
         if g is None or not any(wanted):
             return (None,) * 4
         x, w = ctx.saved_tensors
@@ -107,7 +107,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *tangents: Any) -> Any:
-        wanted = tuple(gradient_wanted(ctx, n) for n in range(3))
+        wanted = gradients_wanted(ctx, 3)
         if all(h is None for h in tangents) or not any(wanted):
             return (None,) * 6
         if torch.is_grad_enabled():  # a derivative of this will be asked for

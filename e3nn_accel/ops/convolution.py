@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from e3nn_accel.compat import gradient_wanted
+from e3nn_accel.compat import gradients_wanted
 from e3nn_accel.groupings import Neighbours
 
 Optional4 = tuple[torch.Tensor | None, ...]
@@ -108,7 +108,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, y, w = ctx.saved_tensors
-        wanted = (gradient_wanted(ctx, 0), gradient_wanted(ctx, 1), gradient_wanted(ctx, 2))
+        wanted: Any = gradients_wanted(ctx, 3)
         found = convolution_gradients(grads[0], x, y, w, ctx.graph, ctx.kernels, wanted)
         return (*found, None, None)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from e3nn_accel.compat import gradient_wanted
+from e3nn_accel.compat import gradients_wanted
 
 Groups = tuple[tuple[int, int, int], ...]
 """(class, first row, last row + 1) of each class that occurs."""
@@ -52,13 +52,14 @@ class _IndexedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, weight = ctx.saved_tensors
+        wanted = gradients_wanted(ctx, 2)
         grad_x = (
             indexed_linear(grads[0], weight.transpose(0, 2), ctx.groups, ctx.scale)
-            if gradient_wanted(ctx, 0)
+            if wanted[0]
             else None
         )
         grad_weight = None
-        if gradient_wanted(ctx, 1):
+        if wanted[1]:
             grad_weight = _IndexedOuter.apply(x, grads[0], ctx.groups, weight.shape[1], ctx.scale)  # type: ignore[no-untyped-call]
         return grad_x, grad_weight, None, None
 
@@ -82,11 +83,8 @@ class _IndexedOuter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, g = ctx.saved_tensors
+        wanted = gradients_wanted(ctx, 2)
         h = grads[0]
-        grad_x = (
-            indexed_linear(g, h.transpose(0, 2), ctx.groups, ctx.scale)
-            if gradient_wanted(ctx, 0)
-            else None
-        )
-        grad_g = indexed_linear(x, h, ctx.groups, ctx.scale) if gradient_wanted(ctx, 1) else None
+        grad_x = indexed_linear(g, h.transpose(0, 2), ctx.groups, ctx.scale) if wanted[0] else None
+        grad_g = indexed_linear(x, h, ctx.groups, ctx.scale) if wanted[1] else None
         return grad_x, grad_g, None, None, None

@@ -63,8 +63,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, grads: list[torch.Tensor]) -> tuple[list[torch.Tensor | None], None]:
     operands = ctx.saved_tensors
+    functions = ctx.next_functions
     wanted = [
-        needed and compat.engine_wants(ctx, n) for n, needed in enumerate(ctx.needs_input_grad[0])
+        needed and compat.engine_wants(functions[n][0])
+        for n, needed in enumerate(ctx.needs_input_grad[0])
     ]
     if not any(wanted):
         return [None] * len(operands), None

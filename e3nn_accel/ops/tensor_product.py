@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import torch
 
-from e3nn_accel.compat import gradient_wanted
+from e3nn_accel.compat import gradients_wanted
 
 Optional3 = tuple[torch.Tensor | None, ...]
 Wanted = tuple[bool, bool, bool]
@@ -100,7 +100,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         if grads[0] is None:
             return (None,) * 5
-        wanted = (gradient_wanted(ctx, 0), gradient_wanted(ctx, 1), gradient_wanted(ctx, 2))
+        wanted: Any = gradients_wanted(ctx, 3)
         found = _transposed(grads[0], ctx.saved_tensors, ctx.kernels, ctx.plain, wanted)
         return (*found, None, None)
 
@@ -124,7 +124,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *tangents: Any) -> Any:
-        wanted = [gradient_wanted(ctx, n) for n in range(4)]
+        wanted = gradients_wanted(ctx, 4)
         g, *operands = ctx.saved_tensors
         if (
             ctx.kernels.fused_double

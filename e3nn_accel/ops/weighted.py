@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from e3nn_accel.compat import gradient_wanted
+from e3nn_accel.compat import gradients_wanted
 
 
 class WeightedKernels(Protocol):
@@ -70,9 +70,9 @@ class _Weighted(torch.autograd.Function):
             return (None,) * 4
         operands = (*ctx.saved_tensors, grads[0])
         found = [
-            _apply(kind, operands[first], operands[second], ctx.kernels)
-            if gradient_wanted(ctx, n)
-            else None
-            for n, (kind, first, second) in enumerate(_DERIVATIVES[ctx.kind])
+            _apply(kind, operands[first], operands[second], ctx.kernels) if wanted else None
+            for wanted, (kind, first, second) in zip(
+                gradients_wanted(ctx, 2), _DERIVATIVES[ctx.kind], strict=True
+            )
         ]
         return *found, None, None

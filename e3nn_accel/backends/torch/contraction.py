@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from e3nn_accel.descriptor import ContractionDescriptor
-from e3nn_accel.groupings import species_of
 from e3nn_accel.layout import reduce_weights
 from e3nn_accel.plan import PlanContext
+from e3nn_accel.species import species_of
 from e3nn_accel.symmetric_basis import Monomial, SymmetricBasis, symmetric_basis
 
 Run = Callable[..., torch.Tensor]

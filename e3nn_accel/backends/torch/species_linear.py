@@ -4,22 +4,59 @@ MACE multiplies node features with ``node_attrs``, which is one-hot over (up to 
 e3nn multiplies with all species; here rows are sorted by species and each group meets its own
 matrix. One-hotness is looked at for every call, never assumed: rows with a single non-zero of any
 value are exact, anything else (and a wanted gradient of the scalars) takes the general product.
+
+With few atoms the time goes into the number of torch calls, not into what they compute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from e3nn_accel.backends.torch import tensor_product
-from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
-from e3nn_accel.groupings import Species, species_of
-from e3nn_accel.layout import split_blocks, split_weights
+from e3nn_accel.descriptor import MulIr, TensorProductDescriptor, dim_of
+from e3nn_accel.layout import split_weights
 from e3nn_accel.ops.indexed_linear import indexed_linear
 from e3nn_accel.plan import PlanContext
+from e3nn_accel.species import Groups, Species, species_of
 
 Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """One path.
+
+    Attributes:
+        number: Among the paths that have weights.
+        i_in: The input block it reads.
+        offset: Where its matrices begin in the weights.
+        shape: Of its matrices together, [in, species, out].
+        scale: A constant factor.
+    """
+
+    number: int
+    i_in: int
+    offset: int
+    shape: tuple[int, int, int]
+    scale: float
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where everything lies.
+
+    Attributes:
+        blocks: (index, first column, block) of the input blocks that a path reads.
+        outputs: Every block of the result with its paths.
+        shapes: Of the weights of every path.
+    """
+
+    blocks: tuple[tuple[int, int, MulIr], ...]
+    outputs: tuple[tuple[MulIr, tuple[_Feed, ...]], ...]
+    shapes: list[tuple[int, ...]]
 
 
 def applies(d: TensorProductDescriptor) -> bool:
@@ -37,58 +74,127 @@ def applies(d: TensorProductDescriptor) -> bool:
 def plan(d: TensorProductDescriptor, context: PlanContext) -> tuple[str, Run]:
     """A function (x, y, weight) -> out that is fast where y is one-hot and exact everywhere."""
     _, general = tensor_product.plan(d, context)
-    paths = [p for p in d.paths if 0 not in p.path_shape]
-    constants = [tensor_product.Constants.of(p, context) for p in paths]
-    shapes: list[tuple[int, ...]] = [p.path_shape for p in paths]
-    used = sorted({p.i_in1 for p in paths})
+    layout = _layout(d, context)
     dim1, dim_out = dim_of(d.irreps_in1), dim_of(d.irreps_out)
+    nothing = torch.zeros(1, dtype=context.dtype, device=context.device)
 
     def run(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        if (
-            x.shape[:-1] != y.shape[:-1]
-            or not paths
-            or (y.requires_grad and torch.is_grad_enabled())
-        ):
+        recording = torch.is_grad_enabled()
+        leading = x.shape[:-1]
+        if layout is None or leading != y.shape[:-1] or (y.requires_grad and recording):
             return general(x, y, weight)
         species = species_of(y)
-        if species is None or any(c.kind == "general" for c in constants):
+        if species is None or species.rows == 0:
             return general(x, y, weight)
-        blocks = split_blocks(x.reshape(len(species.order), dim1), d.irreps_in1)
-        rows = {i: _sorted_rows(blocks[i], species) for i in used}
-        sums: list[torch.Tensor | None] = [None] * len(d.irreps_out)
-        for path, c, w in zip(paths, constants, split_weights(weight, shapes), strict=True):
-            k = c.dims[2]
-            product = indexed_linear(rows[path.i_in1], w, species.groups(k), c.scale)
-            before = sums[path.i_out]
-            sums[path.i_out] = product if before is None else before + product
-        out = [
-            x.new_zeros((len(species.order), block.dim))
-            if product is None
-            else _unsorted(product, species, block.ir_dim)
-            for block, product in zip(d.irreps_out, sums, strict=True)
-            if block.mul > 0
-        ]
-        return (out[0] if len(out) == 1 else torch.cat(out, dim=-1)).reshape(*x.shape[:-1], dim_out)
+        flat = x if len(leading) == 1 else x.reshape(species.rows, dim1)
+        columns = {i: _columns(flat, first, b, species) for i, first, b in layout.blocks}
+        weight = weight.contiguous()
+        matrices = (
+            split_weights(weight, layout.shapes) if recording and weight.requires_grad else None
+        )
+        out = []
+        for block, feeds in layout.outputs:
+            k = block.ir_dim
+            if not feeds:
+                out.append(x.new_zeros((species.rows, block.dim)))
+                continue
+            groups = species.groups(k)
+            product = (
+                _of_groups(columns, weight, feeds, groups, nothing)
+                if matrices is None
+                else _with_weights(columns, matrices, feeds, groups)
+            )
+            if k > 1:
+                product = product.view(species.rows, k, block.mul).transpose(1, 2)
+                product = product.reshape(species.rows, block.dim)
+            out.append(product)
+        result = out[0] if len(out) == 1 else torch.cat(out, 1)
+        if species.inverse is not None:
+            result = result.index_select(0, species.inverse)
+        return result if len(leading) == 1 else result.view(*leading, dim_out)
 
     return f"indexed linear over {d.irreps_in2[0].mul} species", run
 
 
-def _sorted_rows(block: torch.Tensor, species: Species) -> torch.Tensor:
-    """[rows, mul, k] to [rows * k, mul], rows sorted by species and scaled by their non-zero."""
-    rows, mul, k = block.shape
-    x = block.transpose(1, 2).reshape(rows, k * mul)
-    if not species.is_sorted:
+def _layout(d: TensorProductDescriptor, context: PlanContext) -> _Layout | None:
+    """None where there is nothing to multiply, or a coupling that isn't a multiple of the identity."""
+    feeds: list[list[_Feed]] = [[] for _ in d.irreps_out]
+    shapes: list[tuple[int, ...]] = []
+    offset = 0
+    for path in d.paths:
+        if 0 in path.path_shape:
+            continue
+        c = tensor_product.Constants.of(path, context)
+        if c.kind == "general":
+            return None
+        u, v, w = path.path_shape
+        feeds[path.i_out].append(_Feed(len(shapes), path.i_in1, offset, (u, v, w), c.scale))
+        shapes.append(path.path_shape)
+        offset += u * v * w
+    if not shapes:
+        return None
+    used = {feed.i_in for of_one in feeds for feed in of_one}
+    blocks, first = [], 0
+    for i, block in enumerate(d.irreps_in1):
+        if i in used:
+            blocks.append((i, first, block))
+        first += block.dim
+    outputs = tuple(
+        (block, tuple(f)) for block, f in zip(d.irreps_out, feeds, strict=True) if block.mul > 0
+    )
+    return _Layout(tuple(blocks), outputs, shapes)
+
+
+def _columns(x: torch.Tensor, first: int, block: MulIr, species: Species) -> torch.Tensor:
+    """A block of x as [rows * k, mul], rows sorted by species and scaled by their non-zero."""
+    rows, k = species.rows, block.ir_dim
+    if block.dim != x.shape[1]:
+        x = x.narrow(1, first, block.dim)
+    if species.order is not None:
         x = x.index_select(0, species.order)
     if species.values is not None:
         x = x * species.values.unsqueeze(-1)
-    return x.reshape(rows * k, mul)  # a single channel leaves strides that can't be viewed
+    if k > 1:
+        x = x.reshape(rows, block.mul, k).transpose(1, 2).reshape(rows * k, block.mul)
+    return x
 
 
-def _unsorted(product: torch.Tensor, species: Species, k: int) -> torch.Tensor:
-    """[rows * k, mul] sorted to [rows, mul * k] in the caller's order."""
-    rows = len(species.order)
-    mul = product.shape[1]
-    out = product.view(rows, k * mul)
-    if not species.is_sorted:
-        out = out.index_select(0, species.inverse)
-    return out.view(rows, k, mul).transpose(1, 2).reshape(rows, mul * k)
+def _of_groups(
+    columns: dict[int, torch.Tensor],
+    weight: torch.Tensor,
+    feeds: tuple[_Feed, ...],
+    groups: Groups,
+    nothing: torch.Tensor,
+) -> torch.Tensor:
+    """The sum over paths, rows sorted, in torch's own operations: the fewest there can be.
+
+    Gives no gradient of the weights, which would be a tensor of their whole size for every group.
+    """
+    start = weight.storage_offset()
+    sizes = [last - first for _, first, last in groups]
+    parts = {f.i_in: columns[f.i_in].split(sizes) for f in feeds} if len(sizes) > 1 else None
+    products = []
+    for n, (kind, _, _) in enumerate(groups):
+        out = nothing
+        for feed in feeds:
+            u, v, w = feed.shape
+            matrix = weight.as_strided((u, w), (v * w, 1), start + feed.offset + kind * w)
+            rows = columns[feed.i_in] if parts is None else parts[feed.i_in][n]
+            beta = 0 if out is nothing else 1
+            out = torch.addmm(out, rows, matrix, beta=beta, alpha=feed.scale)
+        products.append(out)
+    return products[0] if parts is None else torch.cat(products)
+
+
+def _with_weights(
+    columns: dict[int, torch.Tensor],
+    matrices: list[torch.Tensor],
+    feeds: tuple[_Feed, ...],
+    groups: Groups,
+) -> torch.Tensor:
+    """The same with gradients of the weights."""
+    first, *others = (
+        indexed_linear(columns[feed.i_in], matrices[feed.number], groups, feed.scale)
+        for feed in feeds
+    )
+    return sum(others, first)
