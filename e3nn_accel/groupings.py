@@ -8,7 +8,9 @@ for the device, and the version counter alone decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -189,6 +191,7 @@ Kept = tuple[int, torch.Tensor | None, Any]
 """The version counter, a private copy (on the CPU), and the grouping."""
 
 _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_capture = threading.local()
 
 
 def shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Grouping]) -> Grouping:
@@ -203,9 +206,7 @@ def shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Group
     if version is None:
         return find(tensor)
     if captured(tensor):
-        # Each replay finds it anew, from what the tensor holds then; before the first it is nowhere.
-        with torch.no_grad():
-            return find(tensor.detach())
+        return _found_in_capture(tensor, version, kind, find)
     kept: dict[str, Kept] = _cache.setdefault(tensor, {})
     found = kept.get(kind)
     if (
@@ -221,6 +222,35 @@ def shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Group
     else:
         found = kept[kind] = _find_in(tensor, version, find)
     grouping = found[2]
+    return grouping
+
+
+@contextmanager
+def one_capture() -> Iterator[None]:
+    """Around the capture of one CUDA graph: what its operations find is found once, in the graph."""
+    before, _capture.found = getattr(_capture, "found", None), {}
+    try:
+        yield
+    finally:
+        _capture.found = before
+
+
+def _found_in_capture(
+    tensor: torch.Tensor, version: int, kind: str, find: Callable[[torch.Tensor], Grouping]
+) -> Grouping:
+    """Each replay finds it anew, from what the tensor holds then; before the first it is nowhere.
+
+    So it serves other operations of the same capture alone, and only where one begins and ends is known.
+    """
+    found: dict[Any, Any] | None = getattr(_capture, "found", None)
+    key = (id(tensor), version, kind)
+    if found is not None and key in found:
+        grouping: Grouping = found[key][1]
+        return grouping
+    with torch.no_grad():
+        grouping = find(tensor.detach())
+    if found is not None:
+        found[key] = tensor, grouping  # the tensor, too: another could have its number
     return grouping
 
 

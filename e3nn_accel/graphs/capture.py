@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 
 from e3nn_accel.graphs.outputs import Produced
+from e3nn_accel.groupings import one_capture
 
 WARM_UPS = 3
 """TorchScript, in which e3nn has its spherical harmonics, compiles at the second and third call."""
@@ -127,7 +128,8 @@ class CudaLane:
                 # other threads may do on the device what they like meanwhile
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
-                    produced = run()
+                    with one_capture():
+                        produced = run()
                 except BaseException:
                     with contextlib.suppress(RuntimeError):
                         graph.capture_end()
