@@ -182,7 +182,7 @@ def main(
     sort = SpeciesSort(context)
     sorted_nodes = sort.nodes(attrs)
     print(torch.cuda.get_device_name(), dtype, nodes, "nodes of", species, "species to", outputs)
-    basis = ChangeOfBasis(paths.bases, CHANNELS, context, "")
+    basis = ChangeOfBasis(paths.projections, CHANNELS, context, "")
     weights = [
         torch.randn(int(species), n, CHANNELS, dtype=kind, device="cuda") for n in basis.paths
     ]

@@ -29,7 +29,7 @@ class Schedule:
     threads: int = 128
     blocks: int = 1
     registers: int = 210
-    section: int = 300
+    section: int = 1000
     together: bool = False
     each: int = 1
 
