@@ -4,11 +4,12 @@
 //   dx[n,c,i]  = d/dx_i of sum_p,m y_p,m B_p,m(x[n,c])      y_p,m = w[n,p,c] * g[n,c,m]
 //   dweights[s,p,c] = sum_n attrs[n,s] * sum_m g[n,c,m] B_p,m(x[n,c])
 //
-// B are the independent ones among MACE's couplings, as polynomials (symmetric_basis.py): 61 with 486 terms
-// where MACE has 0e+1o from 0e+1o+2e+3o to the third degree. plan.cuh has them as code: `polynomials` makes
-// every monomial once, of the one that lacks its last feature; `gradient` goes through the same tree from
-// its leaves. Coefficients are immediates, features and polynomials lie in registers; what doesn't fit is
-// made in several passes, and what is too long for a compiler runs from tables (contraction_tables.cuh).
+// B are independent polynomials that span MACE's couplings, written in quadratic covariants of x where that
+// takes fewer multiply-adds (contraction_factors.py): 61 polynomials in 430 where MACE has 0e+1o from
+// 0e+1o+2e+3o to the third degree. plan.cuh has them as code: `polynomials` hands over each when it is complete,
+// `gradient` asks for the factor of each when it comes to it, so that few numbers are in registers at the
+// same time. Coefficients are immediates; what is too long for a compiler runs from tables
+// (contraction_tables.cuh).
 //
 // Forward and dx: a thread owns a channel, of `each` nodes one after the other; a block has GROUP nodes at a
 // time, with a TEAM of threads for the channels of each. Nodes come in the order of their species: those that
@@ -17,7 +18,8 @@
 // less where the warps of a block stay together (TOGETHER).
 // For dweights a block owns a species, TEAM channels and a share of the species' nodes, in `order`: a sum
 // for each share, to be added up in a fixed order. Nothing is atomic. A node of several species is in a list
-// of its own, which every species goes through; first[kinds] is where it starts.
+// of its own, which every species goes through; first[kinds] is where it starts. Forward and dx do such a node
+// once for each of its species.
 //
 // Second derivatives are the same code in dual numbers (TANGENT): with (hx, hweights) the gradients of
 // (dx, dweights), those by (g, x, weights) are the derivatives of (out, dx, dweights) in that direction.

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -100,46 +101,58 @@ class Factors:
     def _quadratic(self, l: int) -> Iterator[_Candidate]:  # noqa: E741
         for family in self._every_family(l):
             if family.l == l:
-                yield _Candidate(family, None, self._covariant(family))
+                yield _Candidate(family, None, self._covariant(family), 2 * l + 1)
 
     def _cubic(self, l: int) -> Iterator[_Candidate]:  # noqa: E741
-        for family in self._every_family(l + max(self.degrees)):
+        for family in self._every_family(l + max(self.degrees, default=0)):
             for c, (of, features) in enumerate(self._irreps):
                 if abs(family.l - of) <= l <= family.l + of:
-                    expanded = _coupled(self._covariant(family), family.l, features, of, l)
-                    yield _Candidate(family, c, expanded)
+                    placeholders = _variables(self.components, family.l)
+                    coupling = _coupled(placeholders, family.l, features, of, l)
+                    cost = sum(1 if abs(x) == 1 else 2 for p in coupling for x in p.values())
+                    expanded = tuple(self._expanded(p, self._covariant(family)) for p in coupling)
+                    yield _Candidate(family, c, expanded, cost)
 
-    def _coupling(self, candidate: _Candidate, variables: Covariant) -> Covariant:
-        """In terms of the family's variables."""
-        if candidate.irrep is None:
-            return variables
-        of, features = self._irreps[candidate.irrep]
-        l = (len(candidate.expanded) - 1) // 2  # noqa: E741
-        return _coupled(variables, candidate.family.l, features, of, l)
+    def _expanded(self, polynomial: Polynomial, covariant: Covariant) -> Polynomial:
+        """In features alone: terms are products of a feature and a component of ``covariant``."""
+        sums: defaultdict[Monomial, float] = defaultdict(float)
+        for (feature, variable), c in polynomial.items():
+            for monomial, inner in covariant[variable - self.components].items():
+                sums[tuple(sorted((feature, *monomial)))] += c * inner
+        return {m: c for m, c in sums.items() if abs(c) > NEGLIGIBLE}
 
-    def _cost(self, candidate: _Candidate) -> float:
-        """Multiply-adds, about: forward."""
-        family = candidate.family
-        known = family in self._first
-        own = 0 if known else sum(len(p) + 1 for p in self._covariant(family))
-        terms = self._coupling(candidate, _variables(self.components, family.l))
-        return own + sum(1 if abs(c) == 1 else 2 for p in terms for c in p.values())
+    def _cost(self, candidate: _Candidate) -> int:
+        """Multiply-adds, about: forward, with those of the family where nothing else has it."""
+        if candidate.family in self._first:
+            return candidate.cost
+        return candidate.cost + sum(len(p) + 1 for p in self._covariant(candidate.family))
 
     def _use(self, candidate: _Candidate) -> Covariant:
+        """In terms of the family's variables."""
         family = candidate.family
         if family not in self._first:
             self._first[family] = self.components + len(self.features)
             self.features += self._covariant(family)
-        return self._coupling(candidate, _variables(self._first[family], family.l))
+        variables = _variables(self._first[family], family.l)
+        if candidate.irrep is None:
+            return variables
+        of, features = self._irreps[candidate.irrep]
+        return _coupled(variables, family.l, features, of, (len(candidate.expanded) - 1) // 2)
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A covariant: a family's own, or that times the features of an irrep; and as polynomials of the features."""
+    """A covariant: a family's own, or that times the features of an irrep.
+
+    Attributes:
+        expanded: As polynomials of the features.
+        cost: Multiply-adds of the coupling.
+    """
 
     family: Family
     irrep: int | None
     expanded: Covariant
+    cost: int
 
 
 class _Span:
@@ -189,14 +202,20 @@ def _variables(first: int, l: int) -> Covariant:  # noqa: E741
     return tuple({(first + i,): 1.0} for i in range(2 * l + 1))
 
 
+@cache
+def _symbols(l1: int, l2: int, l: int) -> list[tuple[int, int, int, float]]:  # noqa: E741
+    symbols = wigner_3j(l1, l2, l).numpy()
+    places = np.argwhere(np.abs(symbols) > NEGLIGIBLE).tolist()
+    return [(i, j, k, float(symbols[i, j, k])) for i, j, k in places]
+
+
 def _coupled(a: Covariant, l1: int, b: Covariant, l2: int, l: int) -> Covariant:  # noqa: E741
     """(a b)_l, scaled so that as many coefficients as possible are 1."""
-    symbols = wigner_3j(l1, l2, l).numpy()
     sums: list[defaultdict[Monomial, float]] = [defaultdict(float) for _ in range(2 * l + 1)]
-    for i, j, k in np.argwhere(np.abs(symbols) > NEGLIGIBLE).tolist():
+    for i, j, k, symbol in _symbols(l1, l2, l):
         for m1, c1 in a[i].items():
             for m2, c2 in b[j].items():
-                sums[k][tuple(sorted(m1 + m2))] += float(symbols[i, j, k]) * c1 * c2
+                sums[k][tuple(sorted(m1 + m2))] += symbol * c1 * c2
     kept = [{m: c for m, c in p.items() if abs(c) > NEGLIGIBLE} for p in sums]
     sizes: defaultdict[float, int] = defaultdict(int)
     for p in kept:
