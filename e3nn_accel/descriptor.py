@@ -209,12 +209,15 @@ class ContractionDescriptor:
     """MACE's SymmetricContraction: polynomials in each node's features, weighted by its species.
 
     out[b,c,m] = sum_nu sum_k W_nu[z(b),k,c] sum_{i1..inu} U_nu[m,i1..inu,k] x[b,c,i1] .. x[b,c,inu]
+
+    ``degrees`` are l of the irreps that the components of x are of, in order; empty where not known.
     """
 
     channels: int
     components: int
     species: int
     outputs: tuple[ContractionOutput, ...]
+    degrees: tuple[int, ...] = ()
 
     @property
     def weight_shapes(self) -> tuple[tuple[int, int, int], ...]:

@@ -4,11 +4,12 @@
 //   dx[n,c,i]  = d/dx_i of sum_p,m y_p,m B_p,m(x[n,c])      y_p,m = w[n,p,c] * g[n,c,m]
 //   dweights[s,p,c] = sum_n attrs[n,s] * sum_m g[n,c,m] B_p,m(x[n,c])
 //
-// B are the independent ones among MACE's couplings, as polynomials (symmetric_basis.py): 61 with 486 terms
-// where MACE has 0e+1o from 0e+1o+2e+3o to the third degree. plan.cuh has them as code: `polynomials` makes
-// every monomial once, of the one that lacks its last feature; `gradient` goes through the same tree from
-// its leaves. Coefficients are immediates, features and polynomials lie in registers; what doesn't fit is
-// made in several passes, and what is too long for a compiler runs from tables (contraction_tables.cuh).
+// B are independent polynomials that span MACE's couplings, written in quadratic covariants of x where that
+// takes fewer multiply-adds (contraction_factors.py): 61 polynomials in 430 where MACE has 0e+1o from
+// 0e+1o+2e+3o to the third degree. plan.cuh has them as code: `polynomials` hands over each when it is complete,
+// `gradient` asks for the factor of each when it comes to it, so that few numbers are in registers at the
+// same time. Coefficients are immediates; what is too long for a compiler runs from tables
+// (contraction_tables.cuh).
 //
 // Forward and dx: a thread owns a channel, of `each` nodes one after the other; a block has GROUP nodes at a
 // time, with a TEAM of threads for the channels of each. Nodes come in the order of their species: those that
@@ -17,7 +18,8 @@
 // less where the warps of a block stay together (TOGETHER).
 // For dweights a block owns a species, TEAM channels and a share of the species' nodes, in `order`: a sum
 // for each share, to be added up in a fixed order. Nothing is atomic. A node of several species is in a list
-// of its own, which every species goes through; first[kinds] is where it starts.
+// of its own, which every species goes through; first[kinds] is where it starts. Forward and dx do such a node
+// once for each of its species.
 //
 // Second derivatives are the same code in dual numbers (TANGENT): with (hx, hweights) the gradients of
 // (dx, dweights), those by (g, x, weights) are the derivatives of (out, dx, dweights) in that direction.
@@ -52,24 +54,26 @@ contraction_forward(const real* __restrict__ x, const real* __restrict__ weights
     const Seat seat;
     long long base = (long long)blockIdx.x * each * GROUP;
     for (const long long end = min(base + (long long)each * GROUP, nodes); base < end; base += GROUP) {
-        const Node node = node_at(min(base + seat.node, nodes - 1), order, species, attrs, kinds);
-        number f[COMPONENTS], sums[OUTPUTS];
-        fetch(f, x, hx, node.number * CHANNELS + seat.channel);
-        UNROLL for (int k = 0; k < OUTPUTS; k++) sums[k] = number{};
-        each_pass([&](auto pass) {
-            typedef decltype(pass) P;
-            number b[P::ROWS], w[P::PATHS];
-            pass.polynomials(f, b);
-            weights_of<P>(w, pass, weights, hweights, attrs, kinds, node, seat.channel);
-            UNROLL for (int r = 0; r < pass.rows(); r++) {
-                number& sum = sums[pass.row(r).out];
-                sum = multiply_add(w[pass.row(r).path], b[r], sum);
-            }
-            forget_all(f);
-        });
+        const Node node(min(base + seat.node, nodes - 1), order, species, kinds);
+        real total[OUTPUTS] = {};
+        for (int s = node.species; more(s < node.end); s++) {
+            const real a = node.share(s, attrs, kinds);
+            if (!TOGETHER && a == 0) continue;
+            const Weights w(weights, hweights, min(s, node.end - 1), seat.channel);
+            number f[COMPONENTS], sums[OUTPUTS];
+            fetch(f, x, hx, node.number * CHANNELS + seat.channel);
+            UNROLL for (int k = 0; k < OUTPUTS; k++) sums[k] = number{};
+            each_pass([&](auto pass) {
+                pass.polynomials(f, [&](int r, number b) {
+                    number& sum = sums[pass.row(r).out];
+                    sum = multiply_add(w[pass.row(r).weight], b, sum);
+                });
+                forget_all(f);
+            });
+            UNROLL for (int k = 0; k < OUTPUTS; k++) total[k] = multiply_add(a, result_of(sums[k]), total[k]);
+        }
         if (seat.idle || base + seat.node >= nodes) continue;
-        UNROLL for (int k = 0; k < OUTPUTS; k++)
-            store_once(out + place(k, node.number, seat.channel), node.scale * result_of(sums[k]));
+        UNROLL for (int k = 0; k < OUTPUTS; k++) store_once(out + place(k, node.number, seat.channel), total[k]);
     }
 }
 #endif
@@ -83,21 +87,23 @@ contraction_features(const real* __restrict__ x, const real* __restrict__ weight
     const Seat seat;
     long long base = (long long)blockIdx.x * each * GROUP;
     for (const long long end = min(base + (long long)each * GROUP, nodes); base < end; base += GROUP) {
-        const Node node = node_at(min(base + seat.node, nodes - 1), order, species, attrs, kinds);
+        const Node node(min(base + seat.node, nodes - 1), order, species, kinds);
         const long long column = node.number * CHANNELS + seat.channel;
-        number f[COMPONENTS], sums[COMPONENTS];
-        fetch(f, x, hx, column);
+        number sums[COMPONENTS];
         UNROLL for (int i = 0; i < COMPONENTS; i++) sums[i] = number{};
-        real g[OUTPUTS];
-        UNROLL for (int k = 0; k < OUTPUTS; k++) g[k] = node.scale * __ldg(grad + place(k, node.number, seat.channel));
-        each_pass([&](auto pass) {
-            typedef decltype(pass) P;
-            number y[P::ROWS], w[P::PATHS];
-            weights_of<P>(w, pass, weights, hweights, attrs, kinds, node, seat.channel);
-            UNROLL for (int r = 0; r < pass.rows(); r++) y[r] = multiply(g[pass.row(r).out], w[pass.row(r).path]);
-            pass.gradient(f, y, sums);
-            forget_all(f);
-        });
+        for (int s = node.species; more(s < node.end); s++) {
+            const real a = node.share(s, attrs, kinds);
+            if (!TOGETHER && a == 0) continue;
+            const Weights w(weights, hweights, min(s, node.end - 1), seat.channel);
+            number f[COMPONENTS];
+            fetch(f, x, hx, column);
+            real g[OUTPUTS];
+            UNROLL for (int k = 0; k < OUTPUTS; k++) g[k] = a * __ldg(grad + place(k, node.number, seat.channel));
+            each_pass([&](auto pass) {
+                pass.gradient(f, [&](int r) { return multiply(g[pass.row(r).out], w[pass.row(r).weight]); }, sums);
+                forget_all(f);
+            });
+        }
         if (seat.idle || base + seat.node >= nodes) continue;
         real results[COMPONENTS];
         UNROLL for (int i = 0; i < COMPONENTS; i++) results[i] = result_of(sums[i]);
@@ -125,14 +131,14 @@ contraction_weights(const real* __restrict__ x, const real* __restrict__ attrs, 
                 const long long node = order[t];
                 const real a = attrs ? __ldg(attrs + node * kinds + s) : (real)1;
                 if (a == 0) continue;
-                number f[COMPONENTS], b[P::ROWS];
+                number f[COMPONENTS];
                 fetch(f, x, hx, node * CHANNELS + channel);
-                pass.polynomials(f, b);
-                UNROLL for (int r = 0; r < pass.rows(); r++) {
-                    const real g = a * __ldg(grad + place(pass.row(r).out, node, channel));
+                real g[OUTPUTS];
+                UNROLL for (int k = 0; k < OUTPUTS; k++) g[k] = a * __ldg(grad + place(k, node, channel));
+                pass.polynomials(f, [&](int r, number b) {
                     number& sum = sums[pass.row(r).path];
-                    sum = multiply_add(g, b[r], sum);
-                }
+                    sum = multiply_add(g[pass.row(r).out], b, sum);
+                });
             }
         }
         real* to = dweights + ((long long)blockIdx.y * kinds + s) * PATHS_OF_ALL * CHANNELS + channel;

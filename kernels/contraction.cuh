@@ -14,9 +14,9 @@ struct Path {
     int weight, width, out, row;
 };
 
-// A component of a polynomial: its path within the pass, and the component of the output.
+// A component of a polynomial: its path within the pass, the path's weight, and the component of the output.
 struct Row {
-    int path, out;
+    int path, weight, out;
 };
 
 // A value and its derivative in one direction: what is written for values computes derivatives with these.
@@ -109,42 +109,43 @@ __device__ __forceinline__ void fetch(number (&f)[COMPONENTS], const real* x, co
     UNROLL for (int i = 0; i < COMPONENTS; i++) f[i] = number_of(v[i], d[i]);
 }
 
-// A node, and the factor of its weights.
+// A node, and those species that it may be of: its own, or all.
 struct Node {
     long long number;
-    int species;  // `kinds` of a node of no single species
-    real scale;
+    int species, end;
+
+    __device__ __forceinline__ Node(long long position, const int* order, const int* of, int kinds) {
+        number = __ldg(order + position);
+        const int own = __ldg(of + number);  // `kinds` of a node of no single species
+        species = own < kinds ? own : 0;
+        end = own < kinds ? own + 1 : kinds;
+    }
+
+    // How much of species s there is in it.
+    __device__ __forceinline__ real share(int s, const real* attrs, int kinds) const {
+        return s >= end ? (real)0 : attrs ? __ldg(attrs + number * kinds + s) : (real)1;
+    }
 };
 
-__device__ __forceinline__ Node node_at(long long position, const int* order, const int* species, const real* attrs, int kinds) {
-    const long long number = __ldg(order + position);
-    const int own = __ldg(species + number);
-    return {number, own, attrs && own < kinds ? __ldg(attrs + number * kinds + own) : (real)1};
+// Whether a thread has species left, or one of those has that it stays together with.
+__device__ __forceinline__ bool more(bool mine) {
+#if TOGETHER
+    return __syncthreads_or(mine);
+#else
+    return mine;
+#endif
 }
 
-// w[q] * scale = sum over the species s of a node: attrs[node,s] * weights[s, path q of the pass, channel]
-template <class P>
-__device__ __forceinline__ void weights_of(number (&w)[P::PATHS], const P& pass, const real* weights, const real* hweights,
-                                           const real* attrs, int kinds, const Node& node, int channel) {
-    const long long of_species = (long long)PATHS_OF_ALL * CHANNELS;
-    weights += channel;
-    if (hweights) hweights += channel;
-    if (node.species < kinds) {
-        weights += node.species * of_species;
-        if (hweights) hweights += node.species * of_species;
-        UNROLL for (int q = 0; q < P::PATHS; q++) {
-            const int at = pass.path(q).weight * CHANNELS;
-            w[q] = number_of(__ldg(weights + at), hweights ? __ldg(hweights + at) : (real)0);
-        }
-        return;
+// A species' weights of a channel, each loaded where it is needed: all at once would take as many registers.
+struct Weights {
+    const real *value, *direction;
+
+    __device__ __forceinline__ Weights(const real* weights, const real* hweights, int species, int channel) {
+        const long long at = (long long)species * PATHS_OF_ALL * CHANNELS + channel;
+        value = weights + at;
+        direction = hweights ? hweights + at : hweights;
     }
-    UNROLL for (int q = 0; q < P::PATHS; q++) w[q] = number{};
-    for (int s = 0; s < kinds; s++, weights += of_species, hweights += hweights ? of_species : 0) {
-        const real a = __ldg(attrs + node.number * kinds + s);
-        if (a == 0) continue;
-        UNROLL for (int q = 0; q < P::PATHS; q++) {
-            const int at = pass.path(q).weight * CHANNELS;
-            w[q] = multiply_add(a, number_of(__ldg(weights + at), hweights ? __ldg(hweights + at) : (real)0), w[q]);
-        }
+    __device__ __forceinline__ number operator[](int n) const {
+        return number_of(__ldg(value + n * CHANNELS), direction ? __ldg(direction + n * CHANNELS) : (real)0);
     }
-}
+};

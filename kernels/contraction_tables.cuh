@@ -9,15 +9,14 @@ __device__ __forceinline__ T factor(const T (&x)[COMPONENTS], int i) {
 }
 
 struct TablePass {
-    enum { ROWS = WIDEST, PATHS = 1 };
+    enum { PATHS = 1 };
     int at;
 
     __device__ __forceinline__ Path path(int) const { return {PATH[at].weight, PATH[at].width, PATH[at].out, 0}; }
-    __device__ __forceinline__ int rows() const { return PATH[at].width; }
-    __device__ __forceinline__ Row row(int r) const { return {0, PATH[at].out + r}; }
+    __device__ __forceinline__ Row row(int r) const { return {0, PATH[at].weight, PATH[at].out + r}; }
 
-    template <class T>
-    __device__ __forceinline__ void polynomials(const T (&x)[COMPONENTS], T (&b)[ROWS]) const {
+    template <class T, class Use>
+    __device__ __forceinline__ void polynomials(const T (&x)[COMPONENTS], const Use& use) const {
         for (int m = 0; m < PATH[at].width; m++) {
             T sum{};
             const int row = PATH[at].row + m;
@@ -26,17 +25,17 @@ struct TablePass {
                 for (int d = 1; d < DEGREE; d++) v = multiply(v, factor(x, TERM[n].of[d]));
                 sum = add(sum, v);
             }
-            b[m] = sum;
+            use(m, sum);
         }
     }
 
-    template <class T>
-    __device__ __forceinline__ void gradient(const T (&x)[COMPONENTS], const T (&y)[ROWS], T (&dx)[COMPONENTS]) const {
+    template <class T, class Y>
+    __device__ __forceinline__ void gradient(const T (&x)[COMPONENTS], const Y& y, T (&dx)[COMPONENTS]) const {
         for (int m = 0; m < PATH[at].width; m++) {
             const int row = PATH[at].row + m;
             for (int n = FIRST_TERM[row]; n < FIRST_TERM[row + 1]; n++)
                 for (int d = 0; d < DEGREE && TERM[n].of[d] < COMPONENTS; d++) {
-                    T v = multiply(TERM[n].c, y[m]);
+                    T v = multiply(TERM[n].c, y(m));
                     for (int e = 0; e < DEGREE; e++)
                         if (e != d) v = multiply(v, factor(x, TERM[n].of[e]));
                     dx[TERM[n].of[d]] = add(dx[TERM[n].of[d]], v);

@@ -84,5 +84,8 @@ def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor |
             couplings.append(Coupling.of(compat.as_numpy(u)))
         outputs.append(ContractionOutput((couplings[0].shape[0] - 1) // 2, tuple(couplings)))
     weight = m.contractions[0].weights_max
-    components = m.contractions[0].coupling_irreps.dim
-    return ContractionDescriptor(weight.shape[2], components, weight.shape[0], tuple(outputs))
+    irreps = m.contractions[0].coupling_irreps
+    degrees = tuple(ir.l for mul, ir in irreps for _ in range(mul))
+    return ContractionDescriptor(
+        weight.shape[2], irreps.dim, weight.shape[0], tuple(outputs), degrees
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from comparison import draw, poisoned_memory
@@ -12,7 +11,6 @@ from e3nn_accel.config import Config
 from e3nn_accel.layout import reduce_weights
 from e3nn_accel.ops.change_of_basis import change_of_basis
 from e3nn_accel.plan import PlanContext
-from e3nn_accel.symmetric_basis import SymmetricBasis
 
 SIZES = ((1, 1), (4, 3), (23, 8), (5, 5), (2, 1))
 """Paths, and reduced ones, of each block."""
@@ -27,9 +25,7 @@ def projections() -> list[torch.Tensor]:
 
 def kernels(dtype: torch.dtype = torch.float64) -> ChangeOfBasis:
     context = PlanContext(dtype, torch.device("cpu"), Config())
-    nothing = np.zeros((0, 1, 0))
-    bases = [SymmetricBasis((), nothing, p.numpy()) for p in projections()]
-    return ChangeOfBasis(bases, CHANNELS, context, "")
+    return ChangeOfBasis([p.numpy() for p in projections()], CHANNELS, context, "")
 
 
 def weights(dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:

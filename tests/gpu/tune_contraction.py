@@ -51,20 +51,22 @@ def schedules(kind: Kind, tangent: bool, number_bytes: int) -> Iterator[Schedule
     """The chosen one, then others."""
     yield chosen(kind, tangent, number_bytes)
     if kind == "weights":
-        for blocks, section in itertools.product((1, 2, 3, 4, 5), (100, 300)):
-            yield Schedule(128, blocks, section=section)
+        for blocks, section in itertools.product((1, 2, 3, 4, 5, 6), (100, 300, 1000)):
+            yield Schedule(128, blocks, registers=210, section=section)
         return
-    warps = (4, 8, 12, 16, 20, 24) if number_bytes == 4 and not tangent else (4, 8, 12, 16)
+    wide = (number_bytes // 4) * (2 if tangent else 1)
+    warps = {1: (12, 16, 20, 24, 32), 2: (8, 12, 16, 20), 4: (4, 8, 12)}[wide]
     for threads, of_warps in itertools.product((128, 256, 512), warps):
         blocks = of_warps * 32 // threads
         if blocks * threads != of_warps * 32:
             continue
-        yield Schedule(threads, blocks)
-        for section in (60, 120, 300):
-            yield Schedule(threads, blocks, section=section, together=True)
-    for registers, blocks in itertools.product((60, 90, 120, 160), (4, 5, 6)):
-        yield Schedule(128, blocks, registers=registers)
-        yield Schedule(256, blocks // 2, registers=registers, section=120, together=True)
+        for section in (200, 300, 1000):
+            yield Schedule(threads, blocks, section=section)
+        if threads > 128:
+            for section in (100, 300):
+                yield Schedule(threads, blocks, section=section, together=True)
+    for registers in (180, 210, 240):
+        yield Schedule(128, max(1, 4 // wide), registers=registers)
 
 
 def operands(nodes: int, species: int, paths: Paths, dtype: torch.dtype) -> list[Tensors]:
@@ -182,7 +184,7 @@ def main(
     sort = SpeciesSort(context)
     sorted_nodes = sort.nodes(attrs)
     print(torch.cuda.get_device_name(), dtype, nodes, "nodes of", species, "species to", outputs)
-    basis = ChangeOfBasis(paths.bases, CHANNELS, context, "")
+    basis = ChangeOfBasis(paths.projections, CHANNELS, context, "")
     weights = [
         torch.randn(int(species), n, CHANNELS, dtype=kind, device="cuda") for n in basis.paths
     ]

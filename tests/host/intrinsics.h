@@ -2,6 +2,15 @@
 #pragma once
 
 inline void __syncthreads() { host::wait_for_block(); }
+inline int __syncthreads_or(int mine) {
+    static int any;
+    host::wait_for_block();
+    if (host::self().number == 0) any = 0;
+    host::wait_for_block();
+    if (mine) __atomic_store_n(&any, 1, __ATOMIC_RELAXED);
+    host::wait_for_block();
+    return __atomic_load_n(&any, __ATOMIC_RELAXED);
+}
 inline void __syncwarp(unsigned mask = 0xffffffffu) { host::wait_for_lanes(mask); }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __threadfence_block() { __threadfence(); }

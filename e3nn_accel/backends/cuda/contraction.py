@@ -29,15 +29,16 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
     paths = Paths.of(d, float(torch.finfo(context.dtype).eps))
     if not paths.paths or not d.channels:
         return Refusal("cuda", "no path contributes anything")
-    if paths.term_count > MOST_TERMS or paths.weights > MOST_PATHS:
-        return Refusal("cuda", f"{paths.term_count} terms, tables hold {MOST_TERMS}")
     kernels, sort = FusedContraction(paths, context, str(d)), SpeciesSort(context)
+    terms = kernels.paths.term_count
+    if terms > MOST_TERMS or paths.weights > MOST_PATHS:
+        return Refusal("cuda", f"{terms} terms, tables hold {MOST_TERMS}")
     if d.components >= MOST_COMPONENTS:
         return Refusal(
             "cuda", f"{d.components} components of a channel, a table's indices are bytes"
         )
-    used = [n for n, basis in enumerate(paths.bases) if basis.projection.shape[1]]
-    basis = ChangeOfBasis([paths.bases[n] for n in used], d.channels, context, str(d))
+    used = [n for n, projection in enumerate(paths.projections) if projection.shape[1]]
+    basis = ChangeOfBasis([paths.projections[n] for n in used], d.channels, context, str(d))
 
     def run(x: torch.Tensor, node_attrs: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         w = change_of_basis([weights[n] for n in used], basis)

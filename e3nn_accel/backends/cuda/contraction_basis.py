@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.plan import PlanContext
-from e3nn_accel.symmetric_basis import SymmetricBasis
 
 GROUP = 4
 """Results of a thread."""
@@ -37,18 +36,21 @@ class ChangeOfBasis:
     """`e3nn_accel.ops.change_of_basis` differentiates with these.
 
     Args:
-        bases: One of each weight; each has reduced paths.
+        projections: [original, reduced] of each weight; each has reduced paths.
         channels: Of the weights.
         context: Their dtype.
         description: Of the plan.
     """
 
     def __init__(
-        self, bases: Sequence[SymmetricBasis], channels: int, context: PlanContext, description: str
+        self,
+        projections: Sequence[NDArray[np.float64]],
+        channels: int,
+        context: PlanContext,
+        description: str,
     ) -> None:
-        self.blocks, self.channels = len(bases), channels
+        self.blocks, self.channels = len(projections), channels
         self.config, self.dtype = context.config, context.dtype
-        projections = [basis.projection for basis in bases]
         self.paths = [len(projection) for projection in projections]
         *offsets, self.reduced = accumulate((p.shape[1] for p in projections), initial=0)
         zeros = [0] * self.blocks

@@ -25,7 +25,6 @@ from e3nn_accel.plan import PlanContext
 KINDS: tuple[Kind, ...] = ("forward", "features", "weights")
 REAL = {torch.float32: ("float", 4), torch.float64: ("double", 8)}
 SIGNATURES = {"forward": "PPPPPPPqiiP", "features": "PPPPPPPPqiiP", "weights": "PPPPPPiP"}
-LEAST_ROWS = 8
 NODES_A_SHARE = 16
 """Nodes of dw's partial sums, at least on average."""
 PARTIAL_SUMS = 1 << 22
@@ -63,6 +62,8 @@ class FusedContraction:
         self.dtype = context.dtype
         self.real, self.bytes = REAL[context.dtype]
         self.tables = lines_of(paths) > MOST_LINES
+        if self.tables:
+            self.paths = paths.expanded()
         self.choice = choice or chosen
         self._launches: dict[tuple[Kind, bool, torch.device], Launch] = {}
 
@@ -71,16 +72,16 @@ class FusedContraction:
         return [self.program(kind, tangent) for tangent in (False, True) for kind in KINDS]
 
     def passes(self, kind: Kind, tangent: bool) -> tuple[Pass, ...]:
-        """So many polynomials at a time as leave registers for the rest.
+        """So many paths at a time as leave registers for the rest.
 
         Second derivatives compute with pairs of numbers; of the sums only one of each pair is kept.
         """
         words, paths = self.bytes // 4, self.paths
         each = words * (2 if tangent else 1)
         sums = {"forward": paths.outputs, "features": paths.components + paths.outputs}
-        registers = self.choice(kind, tangent, self.bytes).registers
-        left = registers - each * paths.components - words * sums.get(kind, 0)
-        return paths.passes(max(LEAST_ROWS, left // each), extra=0 if kind == "features" else 1)
+        room = self.choice(kind, tangent, self.bytes).registers
+        room -= each * paths.components + words * sums.get(kind, paths.outputs)
+        return paths.passes(room, each, each * (2 if kind == "features" else 1))
 
     def layout(self, kind: Kind, tangent: bool) -> tuple[Schedule, Layout]:
         """A kernel's, as chosen."""
@@ -162,18 +163,19 @@ class FusedContraction:
 
     def composed(self, x: torch.Tensor, w: torch.Tensor, nodes: NodesBySpecies) -> torch.Tensor:
         """The same in torch operations: for derivatives of the second ones."""
+        expanded = self.paths.expanded()
         own = w if nodes.attrs is None else (nodes.attrs @ w.flatten(1)).view(-1, *w.shape[1:])
         columns = x.reshape(-1, self.paths.components)
         one = torch.ones_like(columns[:, :1])
-        terms = [t for path in self.paths.paths for t in path.components]
+        terms = [t for path in expanded.paths for t in path.components]
         monomials = list(dict.fromkeys(m for component in terms for m, _ in component))
         place = {m: n for n, m in enumerate(monomials)}
         matrix = torch.zeros((len(monomials), len(terms)), dtype=torch.float64)
         for row, component in enumerate(terms):
             for m, c in component:
                 matrix[place[m], row] = c
-        padding = [self.paths.components] * self.paths.degree
-        index = torch.tensor([(*m, *padding)[: self.paths.degree] for m in monomials]).to(x.device)
+        padding = [self.paths.components] * expanded.degree
+        index = torch.tensor([(*m, *padding)[: expanded.degree] for m in monomials]).to(x.device)
         values = torch.cat([columns, one], 1)
         product = values[:, index[:, 0]]
         for factor in index.T[1:]:

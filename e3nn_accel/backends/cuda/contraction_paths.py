@@ -1,13 +1,22 @@
-"""From a contraction's descriptor to the paths of its reduced basis, and their distribution over passes."""
+"""From a contraction's descriptor to the paths of its reduced basis, and their distribution over passes.
+
+Variables are the features of a channel, and after them the quadratic covariants of `contraction_factors`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
+from e3nn_accel.backends.cuda.contraction_factors import Factors, Polynomial
 from e3nn_accel.descriptor import ContractionDescriptor
-from e3nn_accel.symmetric_basis import Monomial, SymmetricBasis, symmetric_basis
+from e3nn_accel.symmetric_basis import Monomial, symmetric_basis
 
 Terms = tuple[tuple[Monomial, float], ...]
 
@@ -19,7 +28,7 @@ class Path:
     Attributes:
         weight: Its place among all reduced weights.
         out: The first component of its output among those of a channel.
-        components: Of each component of the output, the monomials and their coefficients.
+        components: Of each component of the output, the monomials of variables and their coefficients.
     """
 
     weight: int
@@ -31,28 +40,28 @@ class Path:
         """Components of its output, 2l+1."""
         return len(self.components)
 
+    @cached_property
+    def variables(self) -> frozenset[int]:
+        """Those that occur."""
+        return frozenset(v for terms in self.components for m, _ in terms for v in m)
+
 
 @dataclass(frozen=True)
 class Pass:
-    """Paths whose polynomials a thread has in registers at the same time."""
+    """Paths whose weights a thread has in registers at the same time, and the variables that they need.
+
+    Attributes:
+        paths: Some of them.
+        features: Of each variable beside the features of the channel that occurs: its index, its terms.
+    """
 
     paths: tuple[Path, ...]
+    features: dict[int, Terms] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
         """Polynomials, a component counted as one."""
         return sum(path.width for path in self.paths)
-
-    def terms(self) -> dict[Monomial, list[tuple[int, float]]]:
-        """Of each monomial, the rows that it is a term of, and its coefficients."""
-        found: dict[Monomial, list[tuple[int, float]]] = {}
-        row = 0
-        for path in self.paths:
-            for component in path.components:
-                for monomial, coefficient in component:
-                    found.setdefault(monomial, []).append((row, coefficient))
-                row += 1
-        return found
 
 
 @dataclass(frozen=True)
@@ -60,31 +69,42 @@ class Paths:
     """A contraction in its reduced basis.
 
     Attributes:
-        bases: One for each weight of the descriptor, in order.
+        projections: One [original, reduced] for each weight of the descriptor, in order.
         widths: 2l+1 of each output.
         channels, components: As in the descriptor.
+        features: Of each variable beside the features of a channel, what it is of them.
     """
 
-    bases: tuple[SymmetricBasis, ...]
+    projections: tuple[NDArray[np.float64], ...]
     widths: tuple[int, ...]
     channels: int
     components: int
     paths: tuple[Path, ...]
+    features: tuple[Terms, ...] = ()
 
     @classmethod
     def of(cls, d: ContractionDescriptor, epsilon: float) -> Paths:
         """With constants good to ``epsilon``."""
-        bases: list[SymmetricBasis] = []
+        factors = Factors(d.degrees)
+        projections: list[NDArray[np.float64]] = []
         paths: list[Path] = []
         out = 0
         for output in d.outputs:
             for coupling in output.couplings:
                 basis = symmetric_basis(coupling, epsilon)
-                bases.append(basis)
-                paths += _paths(basis, len(paths), out)
+                found = factors.refactored(basis, output.l, epsilon)
+                if found is None:
+                    covariants = [_components(c, basis.monomials) for c in basis.coefficients]
+                    projection = basis.projection
+                else:
+                    covariants, projection = [_terms(c) for c in found[0]], found[1]
+                projections.append(projection)
+                first = len(paths)
+                paths += [Path(first + n, out, c) for n, c in enumerate(covariants)]
             out += 2 * output.l + 1
         widths = tuple(2 * output.l + 1 for output in d.outputs)
-        return cls(tuple(bases), widths, d.channels, d.components, tuple(paths))
+        features = _terms(factors.features)
+        return cls(tuple(projections), widths, d.channels, d.components, tuple(paths), features)
 
     @cached_property
     def outputs(self) -> int:
@@ -98,32 +118,79 @@ class Paths:
 
     @cached_property
     def degree(self) -> int:
-        """The highest."""
-        return max((len(m) for basis in self.bases for m in basis.monomials), default=1)
+        """The highest, in variables."""
+        return max((len(m) for terms in self._all() for m, _ in terms), default=1)
 
     @cached_property
     def term_count(self) -> int:
         """Coefficients that aren't zero."""
-        return sum(len(component) for path in self.paths for component in path.components)
+        return sum(map(len, self._all()))
 
-    def passes(self, rows: int, extra: int = 0) -> tuple[Pass, ...]:
-        """Paths in order, as many to a pass as have ``rows`` rows, each counted with ``extra`` more; at least one."""
-        found: list[list[Path]] = []
-        room = 0
-        for path in self.paths:
-            needed = path.width + extra
-            if not found or needed > room:
-                found.append([])
-                room = rows
-            found[-1].append(path)
-            room -= needed
-        return tuple(Pass(tuple(paths)) for paths in found)
+    @cached_property
+    def products(self) -> int:
+        """Multiplications of variables."""
+        return len({m[:n] for terms in self._all() for m, _ in terms for n in range(2, len(m) + 1)})
 
-
-def _paths(basis: SymmetricBasis, weight: int, out: int) -> Iterator[Path]:
-    for n, coefficients in enumerate(basis.coefficients):
-        components = tuple(
-            tuple((m, float(c)) for m, c in zip(basis.monomials, row, strict=True) if c != 0)
-            for row in coefficients
+    def expanded(self) -> Paths:
+        """The same polynomials in the features of the channel alone."""
+        paths = tuple(
+            replace(path, components=tuple(map(self._expanded, path.components)))
+            for path in self.paths
         )
-        yield Path(weight + n, out, components)
+        return replace(self, paths=paths, features=())
+
+    def passes(self, room: int, each: int, of_variable: int) -> tuple[Pass, ...]:
+        """As many paths to a pass as there is room for, at least one; those that need the same follow one another.
+
+        Args:
+            room: Words.
+            each: That a path takes.
+            of_variable: That a variable beside the features takes, however many paths need it.
+        """
+        found: list[tuple[list[Path], set[int]]] = []
+        for path in sorted(self.paths, key=lambda path: max(path.variables)):
+            needed = {v for v in path.variables if v >= self.components}
+            if found:
+                paths, variables = found[-1]
+                words = (len(paths) + 1) * each + len(variables | needed) * of_variable
+            if not found or words > room:
+                found.append(([], set()))
+            found[-1][0].append(path)
+            found[-1][1].update(needed)
+        return tuple(
+            Pass(tuple(paths), {v: self.features[v - self.components] for v in sorted(variables)})
+            for paths, variables in found
+        )
+
+    def _all(self) -> Iterator[Terms]:
+        yield from self.features
+        for path in self.paths:
+            yield from path.components
+
+    def _expanded(self, terms: Terms) -> Terms:
+        found: defaultdict[Monomial, float] = defaultdict(float)
+        for monomial, coefficient in terms:
+            product: dict[Monomial, float] = {(): coefficient}
+            for v in monomial:
+                inner = v < self.components
+                factor: Terms = (((v,), 1.0),) if inner else self.features[v - self.components]
+                wider: defaultdict[Monomial, float] = defaultdict(float)
+                for (m1, c1), (m2, c2) in itertools.product(product.items(), factor):
+                    wider[tuple(sorted(m1 + m2))] += c1 * c2
+                product = wider
+            for m, c in product.items():
+                found[m] += c
+        return tuple(found.items())
+
+
+def _components(
+    coefficients: NDArray[np.float64], monomials: tuple[Monomial, ...]
+) -> tuple[Terms, ...]:
+    return tuple(
+        tuple((m, float(c)) for m, c in zip(monomials, row, strict=True) if c != 0)
+        for row in coefficients
+    )
+
+
+def _terms(polynomials: Iterable[Polynomial]) -> tuple[Terms, ...]:
+    return tuple(tuple(p.items()) for p in polynomials)

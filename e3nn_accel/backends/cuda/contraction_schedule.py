@@ -19,7 +19,8 @@ class Schedule:
     Attributes:
         threads: Of a block, at most.
         blocks: That a multiprocessor is to hold: a bound of registers; 1: none but the hardware's.
-        registers: For numbers, in words; what doesn't fit is computed in several passes.
+        registers: In words, for all weights and variables of a pass: more are computed in several passes.
+            The compiler needs fewer, where it has but to sum: no limit.
         section: Lines of generated code between branches.
         together: Warps wait for one another between sections, so that they share what is fetched of the
             code: all of it is more than a multiprocessor's nearest instruction cache holds.
@@ -28,8 +29,8 @@ class Schedule:
 
     threads: int = 128
     blocks: int = 1
-    registers: int = 210
-    section: int = 300
+    registers: int = 1 << 20
+    section: int = 1000
     together: bool = False
     each: int = 1
 
@@ -38,9 +39,26 @@ Choice = Callable[[Kind, bool, int], Schedule]
 """Of a kernel, whether it is that of a derivative, and the bytes of a number."""
 
 
+_CHOSEN: dict[tuple[Kind, bool, int], Schedule] = {
+    # as many blocks as need no spilling where MACE has 0e+1o+2e; dw's sums stay in registers, a pass at a time
+    ("forward", False, 4): Schedule(blocks=8),
+    ("features", False, 4): Schedule(blocks=4, section=300),
+    ("weights", False, 4): Schedule(blocks=5, registers=210),
+    ("forward", True, 4): Schedule(blocks=4, section=300),
+    ("features", True, 4): Schedule(blocks=2, section=300),
+    ("weights", True, 4): Schedule(blocks=4, registers=210),
+    ("forward", False, 8): Schedule(blocks=4),
+    ("features", False, 8): Schedule(blocks=2, section=300),
+    ("weights", False, 8): Schedule(blocks=2, registers=210),
+    ("forward", True, 8): Schedule(blocks=2, section=300),
+    ("features", True, 8): Schedule(blocks=2, registers=210),
+    ("weights", True, 8): Schedule(blocks=2, registers=210),
+}
+
+
 def chosen(kind: Kind, tangent: bool, number_bytes: int) -> Schedule:
     """For every device."""
-    return Schedule()
+    return _CHOSEN[kind, tangent, number_bytes]
 
 
 @dataclass(frozen=True)
