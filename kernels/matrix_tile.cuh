@@ -32,14 +32,12 @@ __device__ __forceinline__ void multiply(Sums& sums, const Left& left, const Rig
             for (int n = 0; n < 2; n++) Cores::keep(right(j, step, n), n, b[step][j]);
 #pragma unroll
     for (int i = 0; i < DOWN; i++) {
-        real chain[ACROSS][4] = {};
+        real chain[ACROSS][4] = {}, a[STEPS][4];
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-            real a[4];
+        for (int step = 0; step < STEPS; step++)
 #pragma unroll
-            for (int n = 0; n < 4; n++) a[n] = left(i, n % 2, step, n / 2);
-            Cores::multiply(chain, a, b[step]);
-        }
+            for (int n = 0; n < 4; n++) a[step][n] = left(i, n % 2, step, n / 2);
+        Cores::multiply(chain, a, b);
 #pragma unroll
         for (int j = 0; j < ACROSS; j++)
 #pragma unroll

@@ -1,7 +1,7 @@
 // Products of 16 x 8 by 8 x 8 numbers by a warp's tensor cores, as accurate as multiply-adds of the working type.
 //
 // float32: every number is cut in two of tf32's 11 bits, x = high + low, and three of the four products are
-// summed, low ones first: what is left out is some 2^-21 of a product. Tensor cores round their sums towards zero,
+// summed, low ones first: what is left out is some 2^-23 of a product, of either sign. Tensor cores round their sums towards zero,
 // which would show after some hundreds of them; so a chain is short, and chains are added up by the caller.
 // float64 needs neither.
 //
@@ -48,24 +48,33 @@ struct TensorCores<float> {
     typedef unsigned Part;
     static constexpr int PARTS = 2;
 
-    // Without rounding, which is five instructions: 11 bits and the 11 that come next.
+    // The nearest number of 11 bits, so that what is left has either sign: cut towards zero, what products lose
+    // would have the sign of the product, and add up. (cvt.rna.tf32 is five instructions.)
     static __device__ __forceinline__ void cut(float x, Part& high, Part& low) {
-        high = __float_as_uint(x) & 0xffffe000u;
+        high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
         low = __float_as_uint(x - __uint_as_float(high));
     }
 
-    // One after the other for each column of tiles, so that none waits for the one before.
-    template <int N>
-    static __device__ __forceinline__ void multiply(float (&sums)[N][4], const float (&a)[4], const Part (&b)[N][PARTS][2]) {
-        Part high[4], low[4];
+    // Sums over STEPS tiles; one after the other for each column of tiles, so that none waits for the one before.
+    // What is small comes first: while sums are small, little is lost when they are rounded.
+    template <int STEPS, int N>
+    static __device__ __forceinline__ void multiply(float (&sums)[N][4], const float (&a)[STEPS][4], const Part (&b)[STEPS][N][PARTS][2]) {
+        Part high[STEPS][4], low[STEPS][4];
 #pragma unroll
-        for (int n = 0; n < 4; n++) cut(a[n], high[n], low[n]);
+        for (int step = 0; step < STEPS; step++)
 #pragma unroll
-        for (int j = 0; j < N; j++) multiply_tiles(sums[j], low, b[j][0]);
+            for (int n = 0; n < 4; n++) cut(a[step][n], high[step][n], low[step][n]);
 #pragma unroll
-        for (int j = 0; j < N; j++) multiply_tiles(sums[j], high, b[j][1]);
+        for (int step = 0; step < STEPS; step++) {
 #pragma unroll
-        for (int j = 0; j < N; j++) multiply_tiles(sums[j], high, b[j][0]);
+            for (int j = 0; j < N; j++) multiply_tiles(sums[j], low[step], b[step][j][0]);
+#pragma unroll
+            for (int j = 0; j < N; j++) multiply_tiles(sums[j], high[step], b[step][j][1]);
+        }
+#pragma unroll
+        for (int step = 0; step < STEPS; step++)
+#pragma unroll
+            for (int j = 0; j < N; j++) multiply_tiles(sums[j], high[step], b[step][j][0]);
     }
 
     static __device__ __forceinline__ void keep(float x, int n, Part (&b)[PARTS][2]) { cut(x, b[0][n], b[1][n]); }
@@ -76,10 +85,12 @@ struct TensorCores<double> {
     typedef double Part;
     static constexpr int PARTS = 1;
 
-    template <int N>
-    static __device__ __forceinline__ void multiply(double (&sums)[N][4], const double (&a)[4], const Part (&b)[N][PARTS][2]) {
+    template <int STEPS, int N>
+    static __device__ __forceinline__ void multiply(double (&sums)[N][4], const double (&a)[STEPS][4], const Part (&b)[STEPS][N][PARTS][2]) {
 #pragma unroll
-        for (int j = 0; j < N; j++) multiply_tiles(sums[j], a, b[j][0]);
+        for (int step = 0; step < STEPS; step++)
+#pragma unroll
+            for (int j = 0; j < N; j++) multiply_tiles(sums[j], a[step], b[step][j][0]);
     }
 
     static __device__ __forceinline__ void keep(double x, int n, Part (&b)[PARTS][2]) { b[0][n] = x; }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import draw
+from comparison import accelerated, draw, usage
 from e3nn import o3
 from linear_parity import CASES, built, check
 
@@ -36,6 +36,21 @@ def test_biases() -> None:
     """Of some of the scalars; outputs without a path have nothing but theirs."""
     module = built("3x0e+2x1o", "2x0e+3x1o+4x0e+1x0o", biases=[True, False, True, False])
     check(module, draw((5, 9), 3).requires_grad_(), torch.float64)
+
+
+def test_errors_of_single_precision_do_not_add_up() -> None:
+    """Of sums of positive numbers, where errors of one sign would: tensor cores round towards zero."""
+    module = built("384x0e", "64x0e")
+    x, w = draw((64, 384), 1).abs().float(), draw((module.weight_numel,), 2).abs().float()
+    with torch.no_grad():
+        module.weight.copy_(w)
+        expected = module(x.double())
+        ours = module.float()
+        with accelerated(self_check=False, backend="cuda"):
+            found = ours(x).double()
+            assert usage(ours) == {("linear", "cuda"): 1}
+    error = (found / expected - 1).mean()
+    assert abs(float(error)) < 1.2e-7  # it is 3.0e-7 if numbers are cut towards zero
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (2, 3), ()])

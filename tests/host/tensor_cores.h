@@ -11,6 +11,14 @@ static Fragments fragments[MOST_THREADS / 32];
 // What a tensor core reads of a number of tf32.
 inline double of_tf32(unsigned bits) { return __builtin_bit_cast(float, bits & 0xffffe000u); }
 
+// As tensor cores round their sums of float32.
+inline float towards_zero(double x) {
+    const float nearest = (float)x;
+    return std::fabs((double)nearest) > std::fabs(x) ? std::nextafterf(nearest, 0) : nearest;
+}
+inline void add(float& sum, double product) { sum = towards_zero(sum + product); }
+inline void add(double& sum, double product) { sum += product; }
+
 template <class Sum>
 void multiply_shown(Sum (&sum)[4]) {
     const Thread me = self();
@@ -21,7 +29,7 @@ void multiply_shown(Sum (&sum)[4]) {
         double product = 0;
         for (unsigned k = 0; k < 8; k++)
             product += shown.left[row % 8 * 4 + k % 4][k / 4 * 2 + row / 8] * shown.right[column * 4 + k % 4][k / 4];
-        sum[n] = (Sum)(sum[n] + product);
+        add(sum[n], product);
     }
     wait_for_lanes(0xffffffffu);
 }
