@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 
@@ -22,7 +22,7 @@ from e3nn_accel.hookspecs import Call, Event, Target
 from e3nn_accel.interception import stock_call, suspended
 from e3nn_accel.plan import PlanContext, Refusal
 from e3nn_accel.registry import Registry
-from e3nn_accel.runner import Outcome, Runner
+from e3nn_accel.runner import Departed, Outcome, Runner
 from e3nn_accel.traced import traced_call
 from e3nn_accel.unfused import is_fused, unfused
 
@@ -41,6 +41,7 @@ class Dispatcher:
         self.settings_of = settings_of
         self.runners: WeakKeyDictionary[torch.nn.Module, Runner] = WeakKeyDictionary()
         self.outcomes: dict[tuple[Descriptor, torch.dtype, torch.device, Config], Outcome] = {}
+        self.departed = Departed()
         self.targets: dict[type, tuple[Target, Any]] = {}
         self.planning = threading.RLock()
         self.model_calls = ModelCalls(
@@ -71,6 +72,8 @@ class Dispatcher:
         config, path = self.settings_of(module)
         left = "" if config is None else left_out(config, type(module), path)
         runner = self.runners[module] = Runner(config, path, left, stock_forward)
+        # what it did stays in the report; not when the process ends, when its report has been written
+        finalize(module, self.departed.add, type(module).__name__, runner).atexit = False
         return runner
 
     def call(
@@ -267,13 +270,6 @@ class Dispatcher:
             return all(planned)
         instructions = getattr(module, "instructions", ())
         return bool(instructions) and all(i.connection_mode == "uvu" for i in instructions)
-
-    def strategy(self, runner: Runner, operation: str) -> str:
-        """The strategy of the plan that runs an operation."""
-        if operation in runner.notes:
-            return runner.notes[operation]
-        plans = (o.plan for (name, *_), o in runner.outcomes.items() if name == operation)
-        return next((plan.strategy for plan in plans if plan is not None), "")
 
     def explain(
         self,

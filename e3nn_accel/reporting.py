@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,39 +65,37 @@ class Report:
 
 
 def report() -> Report:
-    """What has run since enabling (or ran before disabling), by class, backend and reason."""
+    """What has run since enabling (or ran before disabling), by class, backend and reason.
+
+    Modules that are gone by now are among it.
+    """
     dispatcher = switch.active.dispatcher or switch.active.previous
     if dispatcher is None:
         return Report(f"e3nn_accel {__version__}: {_state()}", ())
-    grouped: defaultdict[tuple[str, str, str, str], list[tuple[int, float]]] = defaultdict(list)
-    called = set()
+    from e3nn_accel.runner import (
+        Total,
+        Totals,
+        total,
+    )  # torch is here; not in every process that ends
+
+    totals, gone, called = Totals(Total), dispatcher.departed, set()
+    for key, of_gone in list(gone.totals.items()):
+        totals[key].add(of_gone, of_gone.modules)
     for module, runner in list(dispatcher.runners.items()):
-        for (operation, backend, reason), usage in runner.usage.items():
+        if runner.usage:
             called.add(id(module))
-            detail = reason or dispatcher.strategy(runner, operation)
-            key = (type(module).__name__, operation, backend, detail)
-            grouped[key].append((usage.calls, usage.seconds))
+            total(totals, type(module).__name__, runner)
     rows = [
-        Row(
-            "",
-            cls,
-            operation,
-            backend,
-            detail,
-            len(uses),
-            sum(c for c, _ in uses),
-            sum(s for _, s in uses),
-        )
-        for (cls, operation, backend, detail), uses in grouped.items()
+        Row("", *key, found.modules, found.calls, found.seconds) for key, found in totals.items()
     ]
     rows.sort(key=lambda row: (row.backend == "e3nn", row.cls, row.operation, -row.calls))
     operations = [row for row in rows if row.operation != MODEL_CALL]
     accelerated = sum(row.calls for row in operations if row.backend != "e3nn")
-    total = sum(row.calls for row in operations)
-    seen = len(called | {id(module) for module in switch.active.seen})
+    calls = sum(row.calls for row in operations)
+    seen = gone.modules + len(called | {id(module) for module in switch.active.seen})
     return Report(
-        f"e3nn_accel {__version__}: {_state()}; {seen} modules seen, {len(called)} called, "
-        f"{accelerated} of {total} calls accelerated",
+        f"e3nn_accel {__version__}: {_state()}; {seen} modules seen, {gone.modules + len(called)} called, "
+        f"{accelerated} of {calls} calls accelerated",
         tuple(rows),
     )
 
@@ -140,7 +137,7 @@ def _explain_module(model: Any, path: str, module: Any) -> list[Row]:
     runner = dispatcher.runners.get(module) or dispatcher.runner_for(module, stock_forward)
     if runner.usage:
         return [
-            Row(path, type(module).__name__, operation, backend, reason or dispatcher.strategy(runner, operation), 1,
+            Row(path, type(module).__name__, operation, backend, reason or runner.strategy(operation), 1,
                 usage.calls, usage.seconds)
             for (operation, backend, reason), usage in runner.usage.items()
         ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,13 @@ class Runner:
     usage: dict[tuple[str, str, str], Usage] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
+    def strategy(self, operation: str) -> str:
+        """The strategy of the plan that runs an operation."""
+        if operation in self.notes:
+            return self.notes[operation]
+        plans = (o.plan for (name, *_), o in self.outcomes.items() if name == operation)
+        return next((plan.strategy for plan in plans if plan is not None), "")
+
     def count(self, operation: str, backend: str, reason: str, seconds: float = 0.0) -> None:
         """Note one call."""
         usage = self.usage.get((operation, backend, reason))
@@ -63,3 +71,43 @@ class Runner:
             usage = self.usage[operation, backend, reason] = Usage()
         usage.calls += 1
         usage.seconds += seconds
+
+
+@dataclass
+class Total(Usage):
+    """Of several modules."""
+
+    modules: int = 0
+
+    def add(self, usage: Usage, modules: int = 1) -> None:
+        """That of so many more."""
+        self.calls += usage.calls
+        self.seconds += usage.seconds
+        self.modules += modules
+
+
+Totals = defaultdict[tuple[str, str, str, str], Total]
+"""By class, operation, backend, and the plan's strategy or the reason of the fallback."""
+
+
+def total(totals: Totals, cls: str, runner: Runner) -> None:
+    """Add what a module of this class did."""
+    for (operation, backend, reason), usage in runner.usage.items():
+        totals[cls, operation, backend, reason or runner.strategy(operation)].add(usage)
+
+
+@dataclass
+class Departed:
+    """What modules did that are no more: a program's model is gone when its report is written.
+
+    Attributes:
+        modules: How many of them were called.
+    """
+
+    modules: int = 0
+    totals: Totals = field(default_factory=lambda: Totals(Total))
+
+    def add(self, cls: str, runner: Runner) -> None:
+        """Once a module is gone."""
+        self.modules += bool(runner.usage)
+        total(self.totals, cls, runner)
