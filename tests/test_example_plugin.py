@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = pytest.mark.once
 
-PLUGIN = fresh_python.SOURCE / "examples" / "2_write_a_plugin"
+PLUGIN = fresh_python.SOURCE / "examples" / "5_write_a_plugin"
 
 
 @pytest.fixture(scope="module")

@@ -125,6 +125,7 @@ def test_sdist_can_be_worked_on(built):
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = ["pyproject.toml", "README.md", "LICENSE", "Makefile", "CHANGELOG.md"]
+    expected += ["CONTRIBUTING.md", "CITATION.cff"]
     expected += _sources("tests") + _sources("e3nn_accel")
     expected += [f"e3nn_accel/{name}" for folder in LINKED for name in _sources(folder)]
     assert not set(expected) - names
