@@ -96,7 +96,7 @@ class Dispatcher:
         if not isinstance(call, Call):
             out = self.stock(module, runner, call, args, kwargs)
             if runner.config.strict:
-                raise AccelError(f"{type(module).__name__} {runner.path} ran on stock e3nn", [call])
+                raise AccelError(f"{_name(module, runner)} ran on stock e3nn", [call])
             return out
         operation, operands = call
         x = operands[0]
@@ -105,9 +105,7 @@ class Dispatcher:
             outcome = self.plan(module, runner, call)
         if outcome.plan is None:
             if runner.config.strict or runner.config.backend != "auto":
-                raise AccelError(
-                    f"{type(module).__name__} {runner.path} can't be accelerated", [outcome.reason]
-                )
+                raise AccelError(f"{_name(module, runner)} can't be accelerated", [outcome.reason])
             return self.stock(module, runner, outcome.reason, args, kwargs, operation)
         return self.run(module, runner, outcome, call, args, kwargs)
 
@@ -296,3 +294,7 @@ class Dispatcher:
 def _capturing(x: torch.Tensor) -> bool:
     """Whether a CUDA graph is being captured, within which much fails that works otherwise."""
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _name(module: torch.nn.Module, runner: Runner) -> str:
+    return f"{type(module).__name__} {runner.path}".rstrip()
