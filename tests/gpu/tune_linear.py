@@ -22,10 +22,11 @@ from e3nn import o3
 from tune_convolution import milliseconds
 
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
-from e3nn_accel.backends.cuda.indexed_linear_tables import TILE, Layout, MatrixPaths
+from e3nn_accel.backends.cuda.indexed_linear_layout import TILE, Layout
+from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import LinearDescriptor, TensorProductDescriptor
-from e3nn_accel.groupings import nodes_by_species
+from e3nn_accel.groupings import in_torch
 from e3nn_accel.health import registry
 from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
@@ -66,7 +67,7 @@ def call_of(case: Case, dtype: torch.dtype) -> OneCall:
     assert isinstance(paths, MatrixPaths)
     kinds = torch.randint(case.species, (case.rows,), device="cuda")
     attrs = torch.nn.functional.one_hot(kinds, case.species).to(dtype)
-    return OneCall(IndexedLinearKernels(paths, "", context), attrs, nodes_by_species(attrs))
+    return OneCall(IndexedLinearKernels(paths, "", context), attrs, in_torch(attrs))
 
 
 def replayed(run: Callable[[], object], calls: int = 10) -> float:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_tables import COPY_BYTES, MatrixPaths
+from e3nn_accel.backends.cuda.indexed_linear_layout import COPY_BYTES
+from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_launch import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths, too_early
+from e3nn_accel.backends.cuda.indexed_linear_layout import too_early
+from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.descriptor import LinearDescriptor, dim_of
 from e3nn_accel.layout import flat_rows
 from e3nn_accel.ops.weighted import weighted

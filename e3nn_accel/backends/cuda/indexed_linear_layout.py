@@ -1,0 +1,69 @@
+"""How the kernels of linears are cut, and how what they copy lies in shared memory."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from e3nn_accel.availability import architecture_of
+from e3nn_accel.plan import PlanContext
+
+TILE, DEPTH = 64, 16
+"""Channels of a block, and rows of a tile: (node, component) pairs; what is summed at a time. As in matrix_tile.cuh."""
+EARLIEST = 80
+"""The first compute capability whose tensor cores take float64 and tf32, and that copies to shared memory by itself."""
+COPY_BYTES = 16
+"""Of the largest copy to shared memory; where a copy may begin is aligned to its size."""
+
+
+class Layout(NamedTuple):
+    """How a kernel is cut.
+
+    Attributes:
+        rows: (node, component) pairs of a tile, 64 or 128; of the gradient of weights, channels.
+        blocks: Of a multiprocessor: what registers are bounded by.
+    """
+
+    rows: int
+    blocks: int
+
+
+def too_early(context: PlanContext) -> str:
+    """Why a device has no kernels, if it has none. The host, where kernels are tested, is of no architecture."""
+    architecture = context.architecture or architecture_of(context.device)
+    if 0 < architecture < EARLIEST:
+        return f"compute capability {architecture / 10}, its tensor cores have no tf32: matrix products are torch's"
+    return ""
+
+
+@cache
+def pitch(dim: int, bytes_each: int, of_weights: bool) -> int:
+    """From one node's numbers in shared memory to the next's: where the fewest lanes meet in a bank.
+
+    A fragment's number is read by a warp at eight rows and four depths (`own_row`, `own_depth` in
+    matrix_tile.cuh). Rows are components of nodes and depths channels, ``dim`` apart; for the
+    gradient of weights it is the other way round.
+    """
+    run = (TILE if of_weights else DEPTH) * dim
+    aligned = COPY_BYTES // bytes_each
+    lanes = 128 // bytes_each  # that the banks serve at once
+
+    def conflicts(size: int) -> int:
+        found = 0
+        for start in range(0, DEPTH if of_weights else 2 * TILE, 4 if of_weights else 8):
+            nodes = [start + n for n in range(4 if of_weights else 8)]
+            other = range(8 if of_weights else 4)
+            at = [
+                node // dim * size + node % dim + channel * dim
+                for node, channel in (
+                    [(n, c) for c in other for n in nodes]
+                    if of_weights
+                    else [(n, c) for n in nodes for c in other]
+                )
+            ]
+            for first in range(0, 32, lanes):
+                banks = [place % lanes for place in set(at[first : first + lanes])]
+                found += max(banks.count(bank) for bank in banks)
+        return found
+
+    return min(range(run, run + lanes, aligned), key=lambda size: (conflicts(size), size))
