@@ -49,12 +49,14 @@ class RecordedPlan:
         dtypes: In which they are recorded.
         architectures: For which.
         takes_long: To compile: in .ci/full alone.
+        of_mace: Its module is one of MACE's, which has to be installed.
     """
 
     programs: Programs
     dtypes: tuple[torch.dtype, ...] = SINGLE
     architectures: tuple[int, ...] = ARCHITECTURES
     takes_long: bool = False
+    of_mace: bool = False
 
     def all_programs(self, architecture: int) -> Iterator[KernelProgram]:
         """In each dtype."""
@@ -165,10 +167,12 @@ PLANS = {
         architectures=WITH_TF32,
     ),
     "contraction, MACE": RecordedPlan(
-        contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True
+        contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True, of_mace=True
     ),
-    "contraction, last layer": RecordedPlan(contraction("0e"), architectures=BEFORE_BLACKWELL),
+    "contraction, last layer": RecordedPlan(
+        contraction("0e"), architectures=BEFORE_BLACKWELL, of_mace=True
+    ),
     "contraction, MACE large": RecordedPlan(
-        contraction("0e+1o+2e"), architectures=(90,), takes_long=True
+        contraction("0e+1o+2e"), architectures=(90,), takes_long=True, of_mace=True
     ),
 }
