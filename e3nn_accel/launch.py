@@ -62,6 +62,13 @@ def load_all(
     return tuple(_loaded[program, index] for program in programs)
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Of a CUDA device; 1 of what stands in for one."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def as_plugins_have_it(program: KernelProgram) -> KernelProgram:
     """The program with the source that a plugin puts in place of its file, if one does."""
     source = registry().kernel_source(program)

@@ -15,10 +15,11 @@ from e3nn_accel.backends.cuda.contraction_schedule import (
     Layout,
     Schedule,
     chosen,
+    nodes_each,
 )
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies
-from e3nn_accel.launch import Dimensions, Kernel, load_all
+from e3nn_accel.launch import Dimensions, Kernel, load_all, multiprocessors
 from e3nn_accel.ops.contraction import Pair, Wanted
 from e3nn_accel.plan import PlanContext
 
@@ -40,16 +41,18 @@ class Launch:
     schedule: Schedule
     layout: Layout
     passes: int
+    multiprocessors: int
 
     @cached_property
     def block(self) -> Dimensions:
         """Threads of a block."""
         return self.layout.threads, 1, 1
 
-    def grid_of(self, nodes: int) -> tuple[Dimensions, Dimensions]:
-        """Grid and block where a thread owns a channel of some nodes."""
-        each = self.layout.group * self.schedule.each
-        return (-(-nodes // each), self.layout.chunks, 1), self.block
+    def grid_of(self, nodes: int) -> tuple[Dimensions, int]:
+        """Blocks where a thread owns a channel of some nodes, and of how many one after the other."""
+        group, chunks = self.layout.group, self.layout.chunks
+        each = nodes_each(self.schedule, -(-nodes // group) * chunks, self.multiprocessors)
+        return (-(-nodes // (group * each)), chunks, 1), each
 
 
 class FusedContraction:
@@ -111,7 +114,7 @@ class FusedContraction:
             for kind, loaded in zip(missing, load_all(programs, device, self.config), strict=True):
                 kernel = loaded.kernel(f"contraction_{kind}", SIGNATURES[kind])
                 passes = len(self.paths.paths) if self.tables else len(self.passes(kind, tangent))
-                launch = Launch(kernel, *self.layout(kind, tangent), passes)
+                launch = Launch(kernel, *self.layout(kind, tangent), passes, multiprocessors(device))
                 self._launches[kind, tangent, device] = launch
         return tuple(self._launches[kind, tangent, device] for kind in kinds)
 
@@ -123,9 +126,10 @@ class FusedContraction:
         out = x.new_empty((count, self.paths.channels * self.paths.outputs))
         (launch,) = self.launches(("forward",), h is not None, x.device)
         hx, hw = h or (None, None)
+        grid, each = launch.grid_of(count)
         launch.kernel(
-            *launch.grid_of(count), _aligned(x), w, nodes.attrs, nodes.species, nodes.order,
-            hx if hx is None else _aligned(hx), hw, count, nodes.kinds, launch.schedule.each, out,
+            grid, launch.block, _aligned(x), w, nodes.attrs, nodes.species, nodes.order,
+            hx if hx is None else _aligned(hx), hw, count, nodes.kinds, each, out,
         )  # fmt: skip
         return out
 
@@ -146,9 +150,10 @@ class FusedContraction:
         launches = iter(self.launches(needed, h is not None, x.device))
         if wanted[0]:
             dx, launch = torch.empty_like(x), next(launches)
+            grid, each = launch.grid_of(count)
             launch.kernel(
-                *launch.grid_of(count), x, w, nodes.attrs, nodes.species, nodes.order,
-                hx, hw, g, count, nodes.kinds, launch.schedule.each, dx,
+                grid, launch.block, x, w, nodes.attrs, nodes.species, nodes.order,
+                hx, hw, g, count, nodes.kinds, each, dx,
             )  # fmt: skip
         if wanted[1]:
             launch = next(launches)
