@@ -135,11 +135,14 @@ def in_torch(attrs: torch.Tensor) -> NodesBySpecies:
 
 def _find_neighbours(edge_index: torch.Tensor, nodes: int) -> Neighbours:
     edge_index = torch.where(edge_index < 0, edge_index + nodes, edge_index)  # as indexing counts
-    starts = torch.arange(nodes + 1, device=edge_index.device)
+    # radix sorts take time by the width of their keys; what no node is stays above all nodes
+    narrow = torch.int16 if nodes < 1 << 15 else torch.int32
+    keys = edge_index.clamp(max=nodes).to(narrow)
+    starts = torch.arange(nodes + 1, device=edge_index.device, dtype=narrow)
     rows = []
-    for ends in (edge_index[1], edge_index[0]):
+    for ends in (keys[1], keys[0]):
         ordered, order = torch.sort(ends, stable=True)
-        rows += [order.int(), torch.searchsorted(ordered, starts).int()]
+        rows += [order.int(), torch.searchsorted(ordered, starts, out_int32=True)]
     return Neighbours(nodes, edge_index[0].int(), *rows)
 
 

@@ -114,7 +114,9 @@ class FusedContraction:
             for kind, loaded in zip(missing, load_all(programs, device, self.config), strict=True):
                 kernel = loaded.kernel(f"contraction_{kind}", SIGNATURES[kind])
                 passes = len(self.paths.paths) if self.tables else len(self.passes(kind, tangent))
-                launch = Launch(kernel, *self.layout(kind, tangent), passes, multiprocessors(device))
+                launch = Launch(
+                    kernel, *self.layout(kind, tangent), passes, multiprocessors(device)
+                )
                 self._launches[kind, tangent, device] = launch
         return tuple(self._launches[kind, tangent, device] for kind in kinds)
 
