@@ -82,13 +82,13 @@ class FusedContraction:
         words, paths = self.bytes // 4, self.paths
         each = words * (2 if tangent else 1)
         sums = {"forward": paths.outputs, "features": paths.components + paths.outputs}
-        room = self.choice(kind, tangent, self.bytes).registers
+        room = self.choice(kind, tangent, self.bytes, paths.outputs).registers
         room -= each * paths.components + words * sums.get(kind, paths.outputs)
         return paths.passes(room, each, each * (2 if kind == "features" else 1))
 
     def layout(self, kind: Kind, tangent: bool) -> tuple[Schedule, Layout]:
         """A kernel's, as chosen."""
-        schedule = self.choice(kind, tangent, self.bytes)
+        schedule = self.choice(kind, tangent, self.bytes, self.paths.outputs)
         return schedule, Layout.of(schedule, self.paths.channels, kind != "weights")
 
     def program(self, kind: Kind, tangent: bool) -> KernelProgram:

@@ -35,12 +35,12 @@ class Schedule:
     each: int = 8
 
 
-Choice = Callable[[Kind, bool, int], Schedule]
-"""Of a kernel, whether it is that of a derivative, and the bytes of a number."""
+Choice = Callable[[Kind, bool, int, int], Schedule]
+"""Of a kernel, whether it is that of a derivative, the bytes of a number, and components of outputs."""
 
 
 _CHOSEN: dict[tuple[Kind, bool, int], Schedule] = {
-    # as many blocks as need no spilling where MACE has 0e+1o+2e; dw's sums stay in registers, a pass at a time
+    # for MACE's 0e+1o; dw's sums stay in registers, a pass at a time
     ("forward", False, 4): Schedule(blocks=5),
     ("features", False, 4): Schedule(blocks=5),
     ("weights", False, 4): Schedule(blocks=5, registers=210, section=300),
@@ -56,9 +56,18 @@ _CHOSEN: dict[tuple[Kind, bool, int], Schedule] = {
 }
 
 
-def chosen(kind: Kind, tangent: bool, number_bytes: int) -> Schedule:
+_FEW_OUTPUTS = 4
+_MANY_OUTPUTS: dict[tuple[Kind, bool, int], Schedule] = {
+    # 0e+1o+2e needs more registers
+    ("features", False, 4): Schedule(blocks=4, section=300),
+    ("weights", False, 4): Schedule(blocks=5, registers=210),
+}
+
+
+def chosen(kind: Kind, tangent: bool, number_bytes: int, outputs: int) -> Schedule:
     """For every device."""
-    return _CHOSEN[kind, tangent, number_bytes]
+    key = kind, tangent, number_bytes
+    return _MANY_OUTPUTS.get(key, _CHOSEN[key]) if outputs > _FEW_OUTPUTS else _CHOSEN[key]
 
 
 @dataclass(frozen=True)
