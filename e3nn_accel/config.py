@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 from e3nn_accel.errors import E3nnAccelWarning
 from e3nn_accel.variables import VARIABLES, Variable
 
-__all__ = ["VARIABLES", "Config", "GraphMode", "LogLevel", "Variable"]
+__all__ = ["VARIABLES", "Config", "GraphMode", "LogLevel", "Precision", "Variable"]
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 GraphMode = Literal["auto", "0", "1"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Config:
         deterministic: Equal calls give equal bits; otherwise kernels may use float atomics.
         graph: Whether whole calls of MACE models on a GPU are captured in CUDA graphs: "auto" where parameters
             are frozen, "1" (True) also where they aren't, results then detached; "0" (False) never.
+        precision: What kernels round float32 operands of matrix products to before they multiply them:
+            "float32": nothing that shows; "tf32" and "bf16": faster, and as inexact as `Plan.rounded_to` says.
         cache_dir: Where compiled kernels are kept; None: the user's cache folder.
         dump: A folder for the source and the resources of every kernel that is used, or None.
         sources: For each field that the environment set, the variable it came from.
@@ -57,6 +60,7 @@ class Config:
     self_check: bool = True
     deterministic: bool = True
     graph: GraphMode = "auto"
+    precision: Precision = "float32"
     cache_dir: str | None = None
     dump: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -81,6 +85,10 @@ class Config:
         changed = dataclasses.replace(self, **options)
         if changed.log is not None and changed.log not in get_args(LogLevel):
             raise ValueError(f"log must be one of {get_args(LogLevel)}, got {changed.log!r}")
+        if changed.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision must be one of {get_args(Precision)}, got {changed.precision!r}"
+            )
         return changed
 
     @classmethod
@@ -162,6 +170,7 @@ _READERS: dict[str, tuple[str, Any]] = {
     "self_check": ("E3NN_ACCEL_SELF_CHECK", _flag),
     "deterministic": ("E3NN_ACCEL_DETERMINISTIC", _flag),
     "graph": ("E3NN_ACCEL_GRAPH", _one_of(*get_args(GraphMode))),
+    "precision": ("E3NN_ACCEL_PRECISION", _one_of(*get_args(Precision))),
     "cache_dir": ("E3NN_ACCEL_CACHE_DIR", str),
     "dump": ("E3NN_ACCEL_DUMP", str),
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from e3nn_accel import switch
 from e3nn_accel._version import __version__
-from e3nn_accel.config import Config
+from e3nn_accel.config import Config, Precision
 from e3nn_accel.errors import FallbackWarning
 from e3nn_accel.graphs import MODEL_CALL
 
@@ -123,6 +123,17 @@ def explain(model: Any) -> Report:
         f"{name}: {len(rows)} operations, {len(rows) - fallbacks} accelerated, {fallbacks} on e3nn",
         tuple(rows),
     )
+
+
+def precision(model: Any) -> tuple[Precision | None, bool]:
+    """What a model's products of float32 are asked to be rounded to, if to anything, and whether a plan does so."""
+    dispatcher = switch.active.dispatcher
+    found = [dispatcher.runners.get(module) for module in model.modules()] if dispatcher else []
+    runners = [runner for runner in found if runner is not None]
+    wanted = [runner.config.precision for runner in runners if runner.config is not None]
+    plans = [outcome.plan for runner in runners for outcome in runner.outcomes.values()]
+    rounded = any(plan is not None and plan.rounded_to is not None for plan in plans)
+    return next((one for one in wanted if one != "float32"), None), rounded
 
 
 def _explain_module(model: Any, path: str, module: Any) -> list[Row]:

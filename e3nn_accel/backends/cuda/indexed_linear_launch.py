@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_layout import COPY_BYTES
+from e3nn_accel.backends.cuda.indexed_linear_layout import COPY_BYTES, rounded_to
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_launch import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
@@ -51,9 +51,7 @@ class _Rows(NamedTuple):
         """Of kernels for numbers of this type."""
         layout = side.layout(8 if real == "double" else 4, of_weights=False)
         row, items = side.out_row, len(side.row_items())
-        return cls(
-            row, side.covered == row, items, layout.rows // side.widest, side.species + 1
-        )
+        return cls(row, side.covered == row, items, layout.rows // side.widest, side.species + 1)
 
 
 class IndexedLinearKernels:
@@ -62,6 +60,7 @@ class IndexedLinearKernels:
     def __init__(self, paths: MatrixPaths, description: str, context: PlanContext) -> None:
         self.paths = paths
         self.real, self.config, self.description = REAL[context.dtype], context.config, description
+        self.rounded_to = rounded_to(context)
         self.sides = {"forward": paths, "to_input": paths.turned}
         self._rows = {kind: _Rows.of(side, self.real) for kind, side in self.sides.items()}
         self._tiles = len(paths.weight_items())
@@ -76,11 +75,12 @@ class IndexedLinearKernels:
         entry, _ = ENTRIES[kind]
         side = self.sides.get(kind, self.paths)
         suffix = "_input" if kind == "to_input" else ""
+        real = "_".join(filter(None, (self.real, self.rounded_to)))
         return KernelProgram(
-            f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{self.real}",
+            f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{real}",
             f"{entry}.cu",
             (entry,),
-            side.header(self.real, kind == "to_weight"),
+            side.header(self.real, kind == "to_weight", self.rounded_to),
             ("TRANSPOSED=1",) if kind == "to_input" else (),
             description=self.description,
         )

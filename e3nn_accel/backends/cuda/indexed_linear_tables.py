@@ -16,6 +16,7 @@ from e3nn_accel.backends.cuda.indexed_linear_layout import (
     pitch,
 )
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, offset_of
+from e3nn_accel.config import Precision
 from e3nn_accel.descriptor import LinearDescriptor, ProductPath, TensorProductDescriptor, dim_of
 
 HIGHEST_DEGREE = 7
@@ -191,7 +192,7 @@ class MatrixPaths:
     def _whole(self, what: str, tile: int) -> int:
         return int(all(getattr(path, what) % tile == 0 for path in self.paths))
 
-    def header(self, real: str, of_weights: bool) -> str:
+    def header(self, real: str, of_weights: bool, precision: Precision | None = None) -> str:
         """The text of ``plan.cuh``."""
         fields = "path, u, w" if of_weights else "first, end, column"
         items = self.weight_items() if of_weights else self.row_items()
@@ -203,6 +204,7 @@ class MatrixPaths:
         room = max(nodes // dim * n for dim, n in pitches.items())
         lines = [
             f"#define REAL {real}",
+            *([f"#define CORES RoundedTo{precision.capitalize()}"] if precision else []),
             *defines(
                 {
                     "IN_ROW": self.in_row,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
-from e3nn_accel.backends.cuda.indexed_linear_layout import too_early
+from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_early
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.descriptor import LinearDescriptor, dim_of
 from e3nn_accel.layout import flat, flat_rows, unflat
@@ -32,7 +32,9 @@ def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
             out = out + _row_of(bias, d)
         return unflat(out, leading)
 
-    return Plan("cuda", d, "all irreps in one kernel", run, call.kernels.programs())
+    rounded = call.kernels.rounded_to
+    strategy = f"all irreps in one kernel{products_in(rounded)}"
+    return Plan("cuda", d, strategy, run, call.kernels.programs(), rounded_to=rounded)
 
 
 def _row_of(bias: torch.Tensor, d: LinearDescriptor) -> torch.Tensor:
