@@ -24,7 +24,7 @@ PROJECT = "e3nn_accel"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-Operation = Literal["linear", "tensor_product", "convolution", "contraction"]
+Operation = Literal["linear", "tensor_product", "convolution", "contraction", "radial_mlp"]
 
 
 class Call(NamedTuple):
