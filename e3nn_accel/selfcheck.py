@@ -143,6 +143,8 @@ def _random_inputs(
         picked = torch.randint(species, (ROWS,), generator=generator, device="cpu")
         hot = torch.nn.functional.one_hot(picked, species).to(device, dtype)
         return draw(ROWS, channels, module.contractions[0].coupling_irreps.dim), hot
+    if operation == "radial_mlp":
+        return (draw(ROWS, module.hs[0]),)
     rows = EDGES if operation == "convolution" else ROWS
     weight = (
         ()
@@ -180,8 +182,8 @@ def _run_stock(module: Any, operation: str, inputs: tuple[torch.Tensor, ...]) ->
         return torch.zeros(len(x), messages.shape[1], dtype=x.dtype, device=x.device).index_add(
             0, edges[1], messages
         )
-    if operation == "contraction":
-        inputs = inputs[:2]
+    if operation in ("contraction", "radial_mlp"):  # further operands are its own weights
+        inputs = inputs[: 2 if operation == "contraction" else 1]
     out: torch.Tensor = stock_call(module, inputs, {})
     return out
 
@@ -208,6 +210,10 @@ def _operands(
             *inputs,
             *(weight for contraction in module.contractions for weight in weights_of(contraction)),
         )
+    if operation == "radial_mlp":
+        from e3nn_accel.patches.radial_mlp import weights_of
+
+        return (*inputs, *weights_of(module))
     if operation == "tensor_product":
         x, y = inputs[:2]
         y = x if type(module).__name__ == "TensorSquare" else y

@@ -1,7 +1,7 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
 It has kernels for the fused convolution, tensor products edge by edge, species-indexed linears,
-``o3.Linear`` and the symmetric contraction. What it refuses, the torch backend plans on the same device.
+``o3.Linear``, the symmetric contraction and the radial MLP. What it refuses, the torch backend plans on the same device.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from e3nn_accel.descriptor import (
     ContractionDescriptor,
     Descriptor,
     LinearDescriptor,
+    RadialMlpDescriptor,
     TensorProductDescriptor,
 )
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
@@ -20,7 +21,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 class CudaBackend:
-    """Plans convolutions, tensor products, linears and contractions for tensors on an NVIDIA GPU."""
+    """Plans every operation for tensors on an NVIDIA GPU."""
 
     name = "cuda"
     priority = 10
@@ -33,8 +34,14 @@ class CudaBackend:
         return cuda_availability()
 
     def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
-        """Plan a convolution, a tensor product, a linear or a contraction, or say why not."""
-        from e3nn_accel.backends.cuda import contraction, convolution, linear, tensor_product
+        """Plan an operation, or say why not."""
+        from e3nn_accel.backends.cuda import (
+            contraction,
+            convolution,
+            linear,
+            radial_mlp,
+            tensor_product,
+        )
 
         if context.dtype not in DTYPES:
             return Refusal(
@@ -47,5 +54,7 @@ class CudaBackend:
             return linear.plan(descriptor, context)
         if isinstance(descriptor, ContractionDescriptor):
             return contraction.plan(descriptor, context)
+        if isinstance(descriptor, RadialMlpDescriptor):
+            return radial_mlp.plan(descriptor, context)
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)

@@ -22,6 +22,7 @@ from e3nn_accel.descriptor import (
     ConvolutionDescriptor,
     Descriptor,
     LinearDescriptor,
+    RadialMlpDescriptor,
     TensorProductDescriptor,
 )
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
@@ -30,7 +31,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 class TorchBackend:
-    """Plans every operation of every descriptor in float32 and float64."""
+    """Plans every operation in float32 and float64, but for radial MLPs, which are torch operations already."""
 
     name = "torch"
     priority = 0
@@ -46,6 +47,8 @@ class TorchBackend:
                 self.name,
                 f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}",
             )
+        if isinstance(descriptor, RadialMlpDescriptor):
+            return Refusal(self.name, "stock e3nn's are torch operations, as fast as any other")
         with torch.inference_mode(
             False
         ):  # the constants of a plan serve later calls that want gradients
