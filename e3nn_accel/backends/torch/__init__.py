@@ -22,6 +22,8 @@ from e3nn_accel.descriptor import (
     ConvolutionDescriptor,
     Descriptor,
     LinearDescriptor,
+    RadialEmbeddingDescriptor,
+    SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
@@ -30,7 +32,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 class TorchBackend:
-    """Plans every operation of every descriptor in float32 and float64."""
+    """Plans every operation whose stock form isn't torch operations as good already, in float32 and float64."""
 
     name = "torch"
     priority = 0
@@ -46,6 +48,8 @@ class TorchBackend:
                 self.name,
                 f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}",
             )
+        if isinstance(descriptor, SphericalHarmonicsDescriptor | RadialEmbeddingDescriptor):
+            return Refusal(self.name, "stock is as good in torch operations")
         with torch.inference_mode(
             False
         ):  # the constants of a plan serve later calls that want gradients
