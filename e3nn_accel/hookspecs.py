@@ -53,6 +53,8 @@ class Target:
         distribution: The distribution that ships the class.
         traceable: Whether torch.compile can trace `bind`; where it can't, compiled code has stock e3nn.
         wrap: Makes of a plan's tensor what the class returns, where that is something else.
+        backend: The one backend whose plans are faster than stock e3nn, if they aren't everywhere. Where
+            it can't be used, stock has the calls by choice (`e3nn_accel.by_choice`), at next to no cost.
         versions: The versions this was written for, as a PEP 440 specifier; others are reported by
             ``doctor``, not refused: the self-check decides.
     """
@@ -64,6 +66,7 @@ class Target:
     versions: str = ">=0.4.4,<0.7"
     traceable: bool = False
     wrap: Callable[[torch.Tensor], Any] | None = None
+    backend: str = ""
 
 
 @dataclass(frozen=True)

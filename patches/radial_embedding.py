@@ -70,7 +70,7 @@ def e3nn_accel_targets() -> list[Target]:
     return [
         Target(
             CLASS, bind, "radial_embedding", "mace-torch", ">=0.3.6,<0.4",
-            traceable=True, wrap=as_the_block_returns,
+            traceable=True, wrap=as_the_block_returns, backend="cuda",
         )
     ]  # fmt: skip
 

@@ -21,7 +21,13 @@ def bind(module: Any, x: torch.Tensor) -> Call | str:
 def e3nn_accel_targets() -> list[Target]:
     """SphericalHarmonics alone; those of angles compute otherwise."""
     return [
-        Target("e3nn.o3:SphericalHarmonics", bind, "spherical_harmonics", traceable=True),
+        Target(
+            "e3nn.o3:SphericalHarmonics",
+            bind,
+            "spherical_harmonics",
+            traceable=True,
+            backend="cuda",
+        )
     ]
 
 

@@ -48,8 +48,6 @@ class TorchBackend:
                 self.name,
                 f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}",
             )
-        if isinstance(descriptor, SphericalHarmonicsDescriptor | RadialEmbeddingDescriptor):
-            return Refusal(self.name, "stock is as good in torch operations")
         with torch.inference_mode(
             False
         ):  # the constants of a plan serve later calls that want gradients
@@ -66,6 +64,8 @@ class TorchBackend:
             if reason:
                 return Refusal(self.name, reason)
             strategy, run = convolution.plan(descriptor, context)
+        elif isinstance(descriptor, SphericalHarmonicsDescriptor | RadialEmbeddingDescriptor):
+            return Refusal(self.name, "stock is as good in torch operations")
         elif species_linear.applies(descriptor):
             strategy, run = species_linear.plan(descriptor, context)
         else:
