@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import radial_parity
 import torch
-from comparison import accelerated
+from comparison import accelerated, draw, usage
 from linear_parity import built
 from precision_parity import ERRORS, IRREPS, errors, linear, skip
 
@@ -87,3 +88,17 @@ def test_models_of_different_precision_share_nothing() -> None:
     with torch.no_grad():
         rounded, exact = one(x), other(x)
     assert 8e-4 < float((rounded - exact).norm() / exact.norm()) < 5e-3
+
+
+def test_the_last_layer_of_a_radial_mlp() -> None:
+    """The only one that is rounded; there is nothing to gain by the others."""
+    module = radial_parity.CASES["MACE"].build()
+    x = draw((70, module.hs[0]), 3)
+    with torch.no_grad():
+        exact = module(x)
+        module, x = module.float(), x.float()
+        with accelerated(backend="cuda", precision="tf32"):
+            found = module(x)
+            assert set(usage(module)) == {("radial_mlp", "cuda")}
+            assert "its products in tf32" in str(e3nn_accel.report())
+    assert 1e-4 < float((found - exact).norm() / exact.norm()) < 6e-4

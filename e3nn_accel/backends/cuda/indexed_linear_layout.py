@@ -23,7 +23,7 @@ class Layout(NamedTuple):
     """How a kernel is cut.
 
     Attributes:
-        rows: (node, component) pairs of a tile, 64 or 128; of the gradient of weights, channels.
+        rows: (node, component) pairs of a tile, 32, 64 or 128; of the gradient of weights, channels.
         blocks: Of a multiprocessor: what registers are bounded by.
     """
 
@@ -45,9 +45,9 @@ def rounded_to(context: PlanContext) -> Precision | None:
     return None if wanted == "float32" or context.dtype != torch.float32 else wanted
 
 
-def products_in(precision: Precision | None) -> str:
+def products_in(precision: Precision | None, which: str = "products") -> str:
     """What a strategy says of it."""
-    return f", products in {precision}" if precision else ""
+    return f", {which} in {precision}" if precision else ""
 
 
 @cache
