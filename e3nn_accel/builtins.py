@@ -10,6 +10,7 @@ from e3nn_accel.hookspecs import HealthCheck, hookimpl
 from e3nn_accel.patches import (
     linear,
     radial_embedding,
+    radial_mlp,
     spherical_harmonics,
     symmetric_contraction,
     tensor_product,
@@ -44,6 +45,7 @@ PLUGINS: dict[str, object] = {
     "linear": linear,
     "tensor_product": tensor_product,
     "symmetric_contraction": symmetric_contraction,
+    "radial_mlp": radial_mlp,
     "spherical_harmonics": spherical_harmonics,
     "radial_embedding": radial_embedding,
     "torch": _TorchPlugin(),

@@ -238,6 +238,38 @@ class ContractionDescriptor:
 
 
 @dataclass(frozen=True)
+class RadialLayer:
+    """One layer of a radial MLP: gain * act(scale * x @ W).
+
+    Attributes:
+        activation: "identity", "silu", "tanh", "relu" or "sigmoid".
+        gain: What normalises the activation, and the output's variance.
+    """
+
+    width_in: int
+    width_out: int
+    scale: float
+    activation: str
+    gain: float
+
+
+@dataclass(frozen=True)
+class RadialMlpDescriptor:
+    """``e3nn.nn.FullyConnectedNet``: its layers one after the other."""
+
+    layers: tuple[RadialLayer, ...]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the input and of each layer's output."""
+        return (self.layers[0].width_in, *(layer.width_out for layer in self.layers))
+
+    def __str__(self) -> str:
+        acts = "/".join(sorted({layer.activation for layer in self.layers[:-1]})) or "no activation"
+        return f"radial MLP {'-'.join(map(str, self.widths))}, {acts}"
+
+
+@dataclass(frozen=True)
 class SphericalHarmonicsDescriptor:
     """``o3.SphericalHarmonics``: the real spherical harmonics of these degrees, in their order, of vectors.
 
@@ -279,6 +311,7 @@ Descriptor = (
     | TensorProductDescriptor
     | ConvolutionDescriptor
     | ContractionDescriptor
+    | RadialMlpDescriptor
     | SphericalHarmonicsDescriptor
     | RadialEmbeddingDescriptor
 )

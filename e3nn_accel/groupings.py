@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from e3nn_accel.compat import version_counter
+from e3nn_accel.tensor_keys import OfTensors
 
 Grouping = TypeVar("Grouping")
 
@@ -193,7 +193,7 @@ def _width(mean_degree: float) -> int:
 Kept = tuple[int, torch.Tensor | None, Any]
 """The version counter, a private copy (on the CPU), and the grouping."""
 
-_cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_cache: OfTensors[dict[str, Kept]] = OfTensors()
 _capture = threading.local()
 
 
@@ -210,7 +210,9 @@ def shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Group
         return find(tensor)
     if captured(tensor):
         return _found_in_capture(tensor, version, kind, find)
-    kept: dict[str, Kept] = _cache.setdefault(tensor, {})
+    kept = _cache.get(tensor)
+    if kept is None:
+        _cache.put(tensor, kept := {})
     found = kept.get(kind)
     if (
         found is not None

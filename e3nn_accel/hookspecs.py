@@ -29,6 +29,7 @@ Operation = Literal[
     "tensor_product",
     "convolution",
     "contraction",
+    "radial_mlp",
     "spherical_harmonics",
     "radial_embedding",
 ]

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from convolution_parity import every_path
 from e3nn import o3
+from e3nn.nn import FullyConnectedNet
 from mace_parts import Contraction
 
 from e3nn_accel.backends.cuda import contraction as contraction_plan
-from e3nn_accel.backends.cuda import indexed_linear, linear, radial_embedding
+from e3nn_accel.backends.cuda import indexed_linear, linear, radial_embedding, radial_mlp
 from e3nn_accel.backends.cuda import spherical_harmonics as harmonics_plan
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
@@ -23,6 +24,7 @@ from e3nn_accel.descriptor import (
     ConvolutionDescriptor,
     LinearDescriptor,
     RadialEmbeddingDescriptor,
+    RadialMlpDescriptor,
     SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
@@ -125,6 +127,21 @@ def _single_matrix(
     return list(plan.programs)
 
 
+def radial(*widths: int) -> Programs:
+    """Of a radial MLP."""
+    return partial(_radial, widths)
+
+
+def _radial(widths: tuple[int, ...], dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    net = FullyConnectedNet(list(widths), torch.nn.functional.silu)
+    descriptor = registry().describe(net, "radial_mlp")
+    assert isinstance(descriptor, RadialMlpDescriptor), descriptor
+    context = PlanContext(dtype, torch.device("cuda", 0), Config(), architecture)
+    plan = radial_mlp.plan(descriptor, context)
+    assert isinstance(plan, Plan), plan
+    return list(plan.programs)
+
+
 def contraction(outputs: str, correlation: int = 3, components: str = SH) -> Programs:
     """Of MACE's symmetric contraction, 128 channels."""
     return partial(_contraction, Contraction(components, outputs, correlation, channels=128))
@@ -199,6 +216,8 @@ PLANS = {
         species_indexed("5x0e+33x1o+3x2e", "3x0e", "33x0e+5x1o+3x2e"),
         architectures=WITH_TF32,
     ),
+    "radial MLP, MACE": RecordedPlan(radial(8, 64, 64, 64, 1280), BOTH, architectures=WITH_TF32),
+    "radial MLP, odd widths": RecordedPlan(radial(5, 100, 33), architectures=WITH_TF32),
     "contraction, MACE": RecordedPlan(
         contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True, of_mace=True
     ),

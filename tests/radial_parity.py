@@ -1,10 +1,10 @@
-"""MACE's radial embedding by the cuda backend against float64 stock MACE."""
+"""``e3nn.nn.FullyConnectedNet`` by the cuda backend against float64 stock e3nn, layer by layer."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comparison import (
@@ -12,63 +12,63 @@ from comparison import (
     accelerated,
     assert_close,
     derivatives,
-    draw,
     poisoned_memory,
+    randomise,
     usage,
 )
+from e3nn.nn import FullyConnectedNet
 from product_parity import TOLERANCE
 
-R_MAX = 4.5
-CASES = {"MACE-MP-0": (10, 5), "MACE-OFF": (8, 5), "steep": (7, 12), "one function": (1, 1)}
-"""Numbers of Bessel functions, and exponents of the cutoff."""
+SILU = torch.nn.functional.silu
 
 
-def block(basis: int = 8, p: int = 5, **given: Any) -> Any:
-    """With frequencies that are no multiples of each other, as after training."""
-    from mace.modules.blocks import RadialEmbeddingBlock
+class Net(NamedTuple):
+    """A net by its arguments."""
 
-    module = RadialEmbeddingBlock(R_MAX, basis, p, **given)
-    weights = getattr(module.bessel_fn, "bessel_weights", None)
-    if weights is not None:
-        weights.mul_(1 + 0.01 * draw((basis,), 7))
-    return module
+    widths: tuple[int, ...]
+    act: Callable[[torch.Tensor], torch.Tensor] | None = SILU
+    variance_in: float = 1
+    variance_out: float = 1
+    out_act: bool = False
 
-
-def lengths(edges: int, seed: int = 1) -> torch.Tensor:
-    """Up to the cutoff and beyond it, both ends among them; the shortest is a bond's half."""
-    spread = 0.5 + 1.2 * R_MAX * draw((edges, 1), seed).sigmoid()
-    spread[-1:] = R_MAX
-    spread[-2:-1] = 0.999 * R_MAX
-    return spread.requires_grad_()
+    def build(self) -> Any:
+        """With random weights."""
+        return randomise(FullyConnectedNet(list(self.widths), *self[1:]), 1)
 
 
-def embedding(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The block as a function of lengths, whose second result has nothing in it."""
-
-    def call(x: torch.Tensor) -> torch.Tensor:
-        out, cutoff = module(x, None, None, None)
-        assert cutoff is None
-        return out  # type: ignore[no-any-return]
-
-    return call
+CASES = {
+    "MACE": Net((8, 64, 64, 64, 96)),
+    "one hidden layer": Net((8, 64, 20)),
+    "no hidden layer": Net((8, 20)),
+    "odd widths": Net((3, 17, 40, 5, 7)),
+    "wider than a tile": Net((70, 100, 33)),
+    "variances, activation of the output": Net((8, 32, 12), SILU, 2.5, 0.3, True),
+    "tanh": Net((5, 24, 24, 10), torch.tanh),
+    "relu": Net((5, 24, 24, 10), torch.relu),
+    "sigmoid": Net((5, 24, 24, 10), torch.sigmoid),
+    "no activation": Net((5, 24, 10), None),
+    "hidden layers too wide": Net((8, 160, 12)),
+    "too many hidden layers": Net((8, 16, 16, 16, 16, 16, 12)),
+}
 
 
 def check(module: Any, x: torch.Tensor, dtype: torch.dtype, device: str = "cpu") -> None:
-    """Values, first and second derivatives, each function's by itself."""
-    ours = copy.deepcopy(module).to(device, dtype)
-    exact_module = copy.deepcopy(ours).to("cpu", torch.float64)  # the same numbers, rounded once
+    """Values to 2e-6 or 1e-12, first and second derivatives to 5e-6 or 1e-12, each weight by itself."""
+    module = module.to(device)
+    ours = copy.deepcopy(module).to(dtype)
+    with torch.no_grad():
+        for exact, rounded in zip(module.parameters(), ours.parameters(), strict=True):
+            exact.copy_(rounded)  # the same numbers, rounded once
+    here = x
     if dtype != torch.float64 or device != "cpu":
-        x = x.detach().to(device, dtype).requires_grad_()
-    exact = x.detach().double().cpu().requires_grad_()
-    expected = derivatives(lambda o: embedding(exact_module)(o["x"]), {"x": exact})
+        here = x.detach().to(device, dtype).requires_grad_()
+    there = here.detach().double().requires_grad_()
+    expected = derivatives(lambda o: module(o["x"]), {"x": there} | dict(module.named_parameters()))
     with accelerated(self_check=False, backend="cuda"), poisoned_memory():
-        found = derivatives(lambda o: embedding(ours)(o["x"]), {"x": x})
-        assert usage(ours) == {("radial_embedding", "cuda"): 1}
-    functions = [slice(n, n + 1) for n in range(ours.out_dim)]
-    on_cpu = {name: t.double().cpu() for name, t in found.tensors.items()}
-    for name, tolerance in [("value", TOLERANCE[dtype][0]), ("", TOLERANCE[dtype][1])]:
-        ours_of, wanted = (
-            Derivatives({n: t for n, t in of.items() if n.startswith(name)})
-            for of in (on_cpu, expected.tensors)
-        )
-        assert_close(ours_of, wanted, tolerance, {"value": functions, "direction": functions})
+        found = derivatives(lambda o: ours(o["x"]), {"x": here} | dict(ours.named_parameters()))
+        assert usage(ours) == {("radial_mlp", "cuda"): 1}
+    found = Derivatives({name: t.double() for name, t in found.tensors.items()})
+    of_values, of_gradients = TOLERANCE[dtype]
+    values = [Derivatives({"value": d.tensors["value"]}) for d in (found, expected)]
+    assert_close(*values, of_values, {})
+    assert_close(found, expected, of_gradients, {})

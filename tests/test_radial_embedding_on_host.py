@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from comparison import accelerated, usage
-from radial_parity import CASES, R_MAX, block, check, embedding, lengths
+from radial_embedding_parity import CASES, R_MAX, block, check, embedding, lengths
 
 import e3nn_accel
 

@@ -12,6 +12,7 @@ from e3nn_accel.descriptor import (
     Descriptor,
     LinearDescriptor,
     RadialEmbeddingDescriptor,
+    RadialMlpDescriptor,
     SphericalHarmonicsDescriptor,
     dim_of,
 )
@@ -35,6 +36,8 @@ def result_shape(descriptor: Descriptor, operands: Sequence[torch.Tensor]) -> Sh
     if isinstance(descriptor, ContractionDescriptor):
         width = sum(2 * output.l + 1 for output in descriptor.outputs)
         return (x.shape[0], descriptor.channels * width)
+    if isinstance(descriptor, RadialMlpDescriptor):
+        return (*x.shape[:-1], descriptor.widths[-1])
     if isinstance(descriptor, SphericalHarmonicsDescriptor):
         return (*x.shape[:-1], sum(2 * degree + 1 for degree in descriptor.degrees))
     if isinstance(descriptor, RadialEmbeddingDescriptor):

@@ -1,8 +1,8 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
 It has kernels for the fused convolution, tensor products edge by edge, species-indexed linears, ``o3.Linear``,
-the symmetric contraction, spherical harmonics and MACE's radial embedding. What it refuses of all but the last
-two, the torch backend plans on the same device.
+the symmetric contraction, the radial MLP, spherical harmonics and MACE's radial embedding. What it refuses of all
+but the last three, the torch backend plans on the same device.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from e3nn_accel.descriptor import (
     Descriptor,
     LinearDescriptor,
     RadialEmbeddingDescriptor,
+    RadialMlpDescriptor,
     SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
@@ -23,7 +24,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 class CudaBackend:
-    """Plans every operation of every descriptor for tensors on an NVIDIA GPU."""
+    """Plans every operation for tensors on an NVIDIA GPU."""
 
     name = "cuda"
     priority = 10
@@ -42,6 +43,7 @@ class CudaBackend:
             convolution,
             linear,
             radial_embedding,
+            radial_mlp,
             spherical_harmonics,
             tensor_product,
         )
@@ -57,6 +59,8 @@ class CudaBackend:
             return linear.plan(descriptor, context)
         if isinstance(descriptor, ContractionDescriptor):
             return contraction.plan(descriptor, context)
+        if isinstance(descriptor, RadialMlpDescriptor):
+            return radial_mlp.plan(descriptor, context)
         if isinstance(descriptor, SphericalHarmonicsDescriptor):
             return spherical_harmonics.plan(descriptor, context)
         if isinstance(descriptor, RadialEmbeddingDescriptor):

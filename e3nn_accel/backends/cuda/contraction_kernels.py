@@ -124,7 +124,7 @@ class FusedContraction:
         self, x: torch.Tensor, w: torch.Tensor, nodes: NodesBySpecies, h: Pair | None
     ) -> torch.Tensor:
         """Out [nodes, channels * outputs]; every element is written."""
-        count = len(x)
+        count = x.shape[0]
         out = x.new_empty((count, self.paths.channels * self.paths.outputs))
         (launch,) = self.launches(("forward",), h is not None, x.device)
         hx, hw = h or (None, None)
@@ -146,7 +146,7 @@ class FusedContraction:
     ) -> Pair:
         """(dx, dw), None where not wanted."""
         hx, hw = h or (None, None)
-        hx, x, count = hx if hx is None else _aligned(hx), _aligned(x), len(x)
+        hx, x, count = hx if hx is None else _aligned(hx), _aligned(x), x.shape[0]
         dx = dw = None
         needed = tuple(kind for kind, want in zip(KINDS[1:], wanted, strict=True) if want)
         launches = iter(self.launches(needed, h is not None, x.device))

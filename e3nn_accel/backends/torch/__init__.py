@@ -23,12 +23,16 @@ from e3nn_accel.descriptor import (
     Descriptor,
     LinearDescriptor,
     RadialEmbeddingDescriptor,
+    RadialMlpDescriptor,
     SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
 
 DTYPES = (torch.float32, torch.float64)
+
+
+OF_TORCH_ALREADY = (RadialMlpDescriptor, RadialEmbeddingDescriptor, SphericalHarmonicsDescriptor)
 
 
 class TorchBackend:
@@ -64,8 +68,8 @@ class TorchBackend:
             if reason:
                 return Refusal(self.name, reason)
             strategy, run = convolution.plan(descriptor, context)
-        elif isinstance(descriptor, SphericalHarmonicsDescriptor | RadialEmbeddingDescriptor):
-            return Refusal(self.name, "stock is as good in torch operations")
+        elif isinstance(descriptor, OF_TORCH_ALREADY):
+            return Refusal(self.name, "stock e3nn's are torch operations, as fast as any other")
         elif species_linear.applies(descriptor):
             strategy, run = species_linear.plan(descriptor, context)
         else:
