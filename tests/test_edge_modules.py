@@ -16,7 +16,7 @@ import pytest
 import torch
 from comparison import accelerated, draw, usage
 from e3nn import o3
-from radial_parity import block, lengths
+from radial_embedding_parity import block, lengths
 from small_models import energy_and_forces, mace, molecules, same
 
 import e3nn_accel

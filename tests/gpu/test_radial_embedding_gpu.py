@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pytest
 import torch
 from comparison import accelerated, usage
-from radial_parity import CASES, R_MAX, block, check, embedding, lengths
+from radial_embedding_parity import CASES, R_MAX, block, check, embedding, lengths
 from small_models import energy_and_forces, mace, molecules, same
 
 import e3nn_accel
