@@ -21,6 +21,7 @@ from e3nn_accel.graphs.calls import ModelCalls
 from e3nn_accel.guard import left_out, own_behaviour, program_transform
 from e3nn_accel.hookspecs import Call, Event, Target
 from e3nn_accel.interception import stock_call, suspended
+from e3nn_accel.neighbours.calls import CalculatorCalls
 from e3nn_accel.plan import PlanContext, Refusal
 from e3nn_accel.registry import Registry
 from e3nn_accel.runner import Departed, Outcome, Runner
@@ -48,6 +49,7 @@ class Dispatcher:
         self.model_calls = ModelCalls(
             lambda model, forward: self.runners.get(model) or self.runner_for(model, forward)
         )
+        self.calculator_calls = CalculatorCalls(self.runner_of_calculator)
 
     def call_for(self, cls: type[torch.nn.Module], target: Target) -> Callable[..., Any]:
         """The ``__call__`` to put on ``cls``, the class of ``target``."""
@@ -88,6 +90,22 @@ class Dispatcher:
     def runner_for(self, module: torch.nn.Module, stock_forward: Any) -> Runner:
         """Make the runner of a module at its first call."""
         config, path = self.settings_of(module)
+        return self._new_runner(module, config, path, stock_forward)
+
+    def runner_of_calculator(self, calculator: Any) -> Runner:
+        """Make the runner of a calculator: what holds for its model holds for it."""
+        found = self.runners.get(calculator)
+        config, _ = self.settings_of(calculator.models[0])
+        return found or self._new_runner(calculator, config, "", None)
+
+    def forget_calls(self) -> None:
+        """Let go what is kept for whole calls: captured graphs, lists of neighbours."""
+        self.model_calls.clear()
+        self.calculator_calls.clear()
+
+    def _new_runner(
+        self, module: Any, config: Config | None, path: str, stock_forward: Any
+    ) -> Runner:
         left = "" if config is None else left_out(config, type(module), path)
         runner = self.runners[module] = Runner(config, path, left, stock_forward)
         # what it did stays in the report; not when the process ends, when its report has been written

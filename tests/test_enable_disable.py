@@ -43,6 +43,10 @@ def touched() -> list[type]:
         classes |= set(blocks.RadialEmbeddingBlock.__mro__)
         classes |= set(symmetric_contraction.SymmetricContraction.__mro__)
         classes |= set(symmetric_contraction.Contraction.__mro__)
+        from mace.calculators.mace import MACECalculator
+        from mace.modules import models
+
+        classes |= {*models.MACE.__mro__, models.ScaleShiftMACE, MACECalculator}
     return sorted(classes - {object}, key=lambda cls: cls.__qualname__)
 
 
