@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary, finalize
 import torch
 
 from e3nn_accel import compat, generation, selfcheck
+from e3nn_accel.by_choice import first_tensor, reason_for_stock
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.errors import AccelError, FallbackWarning
@@ -54,6 +55,7 @@ class Dispatcher:
         self.targets[cls] = (target, stock_forward)
         while_compiled = traced_call(self, target, stock_forward)
         is_compiling, runner_of = torch.compiler.is_compiling, self.runners.get
+        one_backend = target.backend
 
         def __call__(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             if is_compiling():  # first: torch.compile traces this
@@ -63,9 +65,25 @@ class Dispatcher:
             runner = runner_of(module) or self.runner_for(module, stock_forward)
             if runner.config is None or suspended():
                 return stock_call(module, args, kwargs)
+            if one_backend and self.left_by_choice(target, runner, first_tensor(args, kwargs)):
+                return stock_call(module, args, kwargs)
             return self.call(module, runner, target, args, kwargs)
 
         return __call__
+
+    def left_by_choice(
+        self, target: Target, runner: Runner, x: torch.Tensor | torch.device | None
+    ) -> str:
+        """Why stock e3nn has the calls of a module by choice, found once a device; or an empty string."""
+        assert runner.config is not None
+        device = x.device if isinstance(x, torch.Tensor) else x
+        if device is None:
+            return ""
+        reason = runner.by_choice.get(device)
+        if reason is None:
+            reason = reason_for_stock(target, runner.config, self.registry, device)
+            runner.by_choice[device] = reason
+        return reason
 
     def runner_for(self, module: torch.nn.Module, stock_forward: Any) -> Runner:
         """Make the runner of a module at its first call."""
@@ -107,13 +125,14 @@ class Dispatcher:
             if runner.config.strict or runner.config.backend != "auto":
                 raise AccelError(f"{_name(module, runner)} can't be accelerated", [outcome.reason])
             return self.stock(module, runner, outcome.reason, args, kwargs, operation)
-        return self.run(module, runner, outcome, call, args, kwargs)
+        return self.run(module, runner, outcome, target, call, args, kwargs)
 
     def run(
         self,
         module: torch.nn.Module,
         runner: Runner,
         outcome: Outcome,
+        target: Target,
         call: Call,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -142,7 +161,7 @@ class Dispatcher:
         runner.count(call.operation, plan.backend, "", seconds)
         if config.verify:
             self.verify(module, outcome, out, call, config.strict)
-        return out
+        return out if target.wrap is None else target.wrap(out)
 
     def stock(
         self,

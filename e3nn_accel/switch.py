@@ -232,7 +232,9 @@ def _wrapping(target: Target) -> Callable[[type], None]:
     def wrap(cls: type) -> None:
         assert active.dispatcher is not None
         assert active.interception is not None
-        active.interception.wrap(cls, active.dispatcher.call_for(cls, target), active.seen.add)
+        # one that stock e3nn may have by choice is seen when a plan has it
+        seen = (lambda module: None) if target.backend else active.seen.add
+        active.interception.wrap(cls, active.dispatcher.call_for(cls, target), seen)
 
     return wrap
 

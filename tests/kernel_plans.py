@@ -9,10 +9,11 @@ from functools import partial
 import torch
 from convolution_parity import every_path
 from e3nn import o3
+from e3nn.nn import FullyConnectedNet
 from mace_parts import Contraction
 
 from e3nn_accel.backends.cuda import contraction as contraction_plan
-from e3nn_accel.backends.cuda import indexed_linear, linear
+from e3nn_accel.backends.cuda import indexed_linear, linear, radial_mlp
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
@@ -20,6 +21,7 @@ from e3nn_accel.descriptor import (
     ContractionDescriptor,
     ConvolutionDescriptor,
     LinearDescriptor,
+    RadialMlpDescriptor,
     TensorProductDescriptor,
 )
 from e3nn_accel.health import registry
@@ -121,6 +123,21 @@ def _single_matrix(
     return list(plan.programs)
 
 
+def radial(*widths: int) -> Programs:
+    """Of a radial MLP."""
+    return partial(_radial, widths)
+
+
+def _radial(widths: tuple[int, ...], dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    net = FullyConnectedNet(list(widths), torch.nn.functional.silu)
+    descriptor = registry().describe(net, "radial_mlp")
+    assert isinstance(descriptor, RadialMlpDescriptor), descriptor
+    context = PlanContext(dtype, torch.device("cuda", 0), Config(), architecture)
+    plan = radial_mlp.plan(descriptor, context)
+    assert isinstance(plan, Plan), plan
+    return list(plan.programs)
+
+
 def contraction(outputs: str, correlation: int = 3, components: str = SH) -> Programs:
     """Of MACE's symmetric contraction, 128 channels."""
     return partial(_contraction, Contraction(components, outputs, correlation, channels=128))
@@ -166,6 +183,10 @@ PLANS = {
         species_indexed("5x0e+33x1o+3x2e", "3x0e", "33x0e+5x1o+3x2e"),
         architectures=WITH_TF32,
     ),
+    "radial MLP, MACE": RecordedPlan(
+        radial(8, 64, 64, 64, 1280), BOTH, architectures=WITH_TF32
+    ),
+    "radial MLP, odd widths": RecordedPlan(radial(5, 100, 33), architectures=WITH_TF32),
     "contraction, MACE": RecordedPlan(
         contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True, of_mace=True
     ),
