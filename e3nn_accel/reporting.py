@@ -24,8 +24,8 @@ class Row:
     Attributes:
         path: The module's name in its model (`explain`), or empty (`report`).
         cls: Class name.
-        operation: linear, tensor_product, convolution or contraction; empty where it wasn't reached; "model"
-            for whole calls of a model on a GPU.
+        operation: linear, tensor_product, convolution, contraction or radial_mlp; empty where it wasn't
+            reached; "model" for whole calls of a model on a GPU.
         backend: The backend that runs it, or "e3nn"; of a model "graph" or "eager".
         detail: The plan's strategy, or the reason of the fallback.
         modules: How many modules.

@@ -211,9 +211,9 @@ def _operands(
             *(weight for contraction in module.contractions for weight in weights_of(contraction)),
         )
     if operation == "radial_mlp":
-        from e3nn_accel.patches.radial_mlp import weights_of
+        from e3nn_accel.patches import radial_mlp
 
-        return (*inputs, *weights_of(module))
+        return (*inputs, *radial_mlp.weights_of(module))
     if operation == "tensor_product":
         x, y = inputs[:2]
         y = x if type(module).__name__ == "TensorSquare" else y

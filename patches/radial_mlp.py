@@ -32,7 +32,7 @@ def weights_of(module: Any) -> list[torch.Tensor]:
     return [layer.weight for layer in module._modules.values()]
 
 
-def bind(module: Any, input: torch.Tensor) -> Call | str:  # noqa: A002 - its name in Sequential.forward
+def bind(module: Any, input: torch.Tensor) -> Call | str:
     """The operands of ``FullyConnectedNet.forward``: features and the weight of every layer."""
     unusual = _unusual_while_traced(id(module)) if torch.compiler.is_compiling() else None
     reason = _unusual(module) if unusual is None else unusual

@@ -183,9 +183,7 @@ PLANS = {
         species_indexed("5x0e+33x1o+3x2e", "3x0e", "33x0e+5x1o+3x2e"),
         architectures=WITH_TF32,
     ),
-    "radial MLP, MACE": RecordedPlan(
-        radial(8, 64, 64, 64, 1280), BOTH, architectures=WITH_TF32
-    ),
+    "radial MLP, MACE": RecordedPlan(radial(8, 64, 64, 64, 1280), BOTH, architectures=WITH_TF32),
     "radial MLP, odd widths": RecordedPlan(radial(5, 100, 33), architectures=WITH_TF32),
     "contraction, MACE": RecordedPlan(
         contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True, of_mace=True

@@ -1,7 +1,7 @@
-"""MACE's operations on nodes by themselves: what `bench --ops` times beside tensor products.
+"""MACE's other operations by themselves: what `bench --ops` times beside tensor products.
 
-Symmetric contractions, linears, and the species-indexed product of the skip connection, with frozen weights
-as in a force call: derivatives are those by the features.
+Symmetric contractions, linears, and the species-indexed product of the skip connection on nodes, the radial MLP on
+edges, with frozen weights as in a force call: derivatives are those by the features.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from e3nn_accel.interception import stock_call
 HIDDEN = "128x0e+128x1o"
 ALL = "128x0e+128x1o+128x2e+128x3o"
 CORRELATION = 3
+RADIAL = (64, 64, 64)
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class NodeOperation:
         name: Of the model and place it stands for.
         kind: What it is.
         irreps_in, irreps_out: Of features; of a contraction, too.
-        species: How many one-hot node_attrs tell apart; 0 for a linear.
-        share: Of the nodes that the edges asked for have.
+        species: How many one-hot node_attrs tell apart; 0 for what hasn't any.
+        share: Rows for each of the nodes that the edges asked for have.
     """
 
     name: str
-    kind: Literal["contraction", "linear", "skip connection"]
+    kind: Literal["contraction", "linear", "skip connection", "radial MLP"]
     irreps_in: str
     irreps_out: str
     species: int = 0
@@ -46,6 +47,7 @@ NODE_OPERATIONS = (
     NodeOperation("linear after convolution", "linear", "256x0e+384x1o+384x2e+256x3o", ALL),
     NodeOperation("linear, tutorial", "linear", HIDDEN, HIDDEN, share=2.0),
     NodeOperation("skip connection", "skip connection", HIDDEN, HIDDEN, 89),
+    NodeOperation("radial MLP, layer 2", "radial MLP", "8x0e", "1280x0e", share=EDGES_A_NODE),
     NodeOperation("skip connection, tutorial", "skip connection", HIDDEN, HIDDEN, 20, 2.0),
 )
 
@@ -121,6 +123,11 @@ def _module(operation: NodeOperation) -> Any:
     from e3nn import o3
 
     irreps_in, irreps_out = o3.Irreps(operation.irreps_in), o3.Irreps(operation.irreps_out)
+    if operation.kind == "radial MLP":
+        from e3nn.nn import FullyConnectedNet
+
+        widths = [irreps_in.dim, *RADIAL, irreps_out.dim]
+        return FullyConnectedNet(widths, torch.nn.functional.silu)
     if operation.kind == "linear":
         return o3.Linear(irreps_in, irreps_out)
     if operation.kind == "skip connection":

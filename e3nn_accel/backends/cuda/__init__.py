@@ -1,7 +1,8 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
 It has kernels for the fused convolution, tensor products edge by edge, species-indexed linears,
-``o3.Linear``, the symmetric contraction and the radial MLP. What it refuses, the torch backend plans on the same device.
+``o3.Linear``, the symmetric contraction and the radial MLP. What it refuses, the torch backend plans
+on the same device.
 """
 
 from __future__ import annotations

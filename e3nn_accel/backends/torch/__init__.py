@@ -47,8 +47,6 @@ class TorchBackend:
                 self.name,
                 f"needs float32 or float64, got {str(context.dtype).removeprefix('torch.')}",
             )
-        if isinstance(descriptor, RadialMlpDescriptor):
-            return Refusal(self.name, "stock e3nn's are torch operations, as fast as any other")
         with torch.inference_mode(
             False
         ):  # the constants of a plan serve later calls that want gradients
@@ -65,6 +63,8 @@ class TorchBackend:
             if reason:
                 return Refusal(self.name, reason)
             strategy, run = convolution.plan(descriptor, context)
+        elif isinstance(descriptor, RadialMlpDescriptor):
+            return Refusal(self.name, "stock e3nn's are torch operations, as fast as any other")
         elif species_linear.applies(descriptor):
             strategy, run = species_linear.plan(descriptor, context)
         else:
