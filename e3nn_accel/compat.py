@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.utils.checkpoint
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from e3nn_accel.tensor_keys import OfTensors
 
 StopRecomputation: type[Exception] = getattr(
     torch.utils.checkpoint, "_StopRecomputationError", type("StopRecomputation", (Exception,), {})
@@ -37,20 +38,24 @@ jit_tracing_state: Callable[[], object] = torch._C._get_tracing_state
 functorch_transform: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
 """The functorch transform (vmap, grad, jvp) that is running, whose tensors are not plain ones, or None."""
 
-_CPU = torch.device("cpu")
 _any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 _forward_ad: Any = torch.autograd.forward_ad
 _hooks: Any = torch.nn.modules.module
 
 
 def autocast_active(device: torch.device) -> bool:
-    """Whether torch.autocast changes dtypes on this kind of device.
+    """Whether torch.autocast changes dtypes on this kind of device."""
+    return bool(torch.is_autocast_enabled(device.type))
+
+
+def autocast_takes(x: torch.Tensor) -> bool:
+    """Whether torch.autocast changes dtypes on this tensor's kind of device.
 
     A device's type is a text, which torch writes and reads again: several times what the rest costs.
     """
-    if device == _CPU and not _any_autocast():
+    if (x.is_cpu or x.is_cuda) and not _any_autocast():
         return False
-    return bool(torch.is_autocast_enabled(device.type))
+    return autocast_active(x.device)
 
 
 def forward_mode_active() -> bool:
@@ -190,7 +195,7 @@ def wigner_3j(l1: int, l2: int, l3: int) -> torch.Tensor:
     return coefficients
 
 
-_captured_leaves = WeakTensorKeyDictionary()
+_captured_leaves: OfTensors[bool] = OfTensors()
 
 
 def gradients_wanted(ctx: Any, inputs: int) -> tuple[bool, ...]:
@@ -199,10 +204,10 @@ def gradients_wanted(ctx: Any, inputs: int) -> tuple[bool, ...]:
     ``ctx.needs_input_grad`` is true for every input that requires a gradient, also where
     ``autograd.grad`` asks for others alone; the engine knows which of the next functions will run.
     """
-    needed, functions = (
-        ctx.needs_input_grad,
-        ctx.next_functions,
-    )  # made anew each time they are read
+    needed = ctx.needs_input_grad[:inputs]
+    if sum(ctx.needs_input_grad) == 1:
+        return needed  # type: ignore[no-any-return]  # or this wouldn't run
+    functions = ctx.next_functions  # made anew each time it is read
     return tuple([bool(needed[n]) and engine_wants(functions[n][0]) for n in range(inputs)])
 
 
@@ -215,11 +220,11 @@ def engine_wants(function: Any) -> bool:
     if function is None:
         return False
     leaf = getattr(function, "variable", None)
-    if leaf is not None and leaf in _captured_leaves:
+    if leaf is not None and _captured_leaves.get(leaf):
         return True
     try:
         return bool(torch._C._will_engine_execute_node(function))
     except RuntimeError:
         if leaf is not None:
-            _captured_leaves[leaf] = True
+            _captured_leaves.put(leaf, True)
         return True

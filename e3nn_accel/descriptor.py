@@ -269,10 +269,49 @@ class RadialMlpDescriptor:
         return f"radial MLP {'-'.join(map(str, self.widths))}, {acts}"
 
 
+@dataclass(frozen=True)
+class SphericalHarmonicsDescriptor:
+    """``o3.SphericalHarmonics``: the real spherical harmonics of these degrees, in their order, of vectors.
+
+    Attributes:
+        normalize: Whether vectors are divided by their length first.
+        normalization: Of the components: "component", "norm" or "integral".
+    """
+
+    degrees: tuple[int, ...]
+    normalize: bool
+    normalization: str
+
+    def __str__(self) -> str:
+        of = "directions" if self.normalize else "vectors"
+        degrees = "+".join(map(str, self.degrees))
+        return f"spherical harmonics l={degrees} of {of}, {self.normalization}"
+
+
+@dataclass(frozen=True)
+class RadialEmbeddingDescriptor:
+    """MACE's RadialEmbeddingBlock of Bessel functions: out[e,n] = c sin(w_n r) / r * f(r), f the polynomial cutoff.
+
+    All of w, c, r_max and the exponent p are operands.
+
+    Attributes:
+        basis: Number of functions.
+        integer_exponent: Whether p is kept as an integer (int32), or in the dtype of the lengths.
+    """
+
+    basis: int
+    integer_exponent: bool
+
+    def __str__(self) -> str:
+        return f"radial embedding, {self.basis} Bessel functions"
+
+
 Descriptor = (
     LinearDescriptor
     | TensorProductDescriptor
     | ConvolutionDescriptor
     | ContractionDescriptor
     | RadialMlpDescriptor
+    | SphericalHarmonicsDescriptor
+    | RadialEmbeddingDescriptor
 )

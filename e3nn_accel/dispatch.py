@@ -125,13 +125,14 @@ class Dispatcher:
             if runner.config.strict or runner.config.backend != "auto":
                 raise AccelError(f"{_name(module, runner)} can't be accelerated", [outcome.reason])
             return self.stock(module, runner, outcome.reason, args, kwargs, operation)
-        return self.run(module, runner, outcome, call, args, kwargs)
+        return self.run(module, runner, outcome, target, call, args, kwargs)
 
     def run(
         self,
         module: torch.nn.Module,
         runner: Runner,
         outcome: Outcome,
+        target: Target,
         call: Call,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -160,7 +161,7 @@ class Dispatcher:
         runner.count(call.operation, plan.backend, "", seconds)
         if config.verify:
             self.verify(module, outcome, out, call, config.strict)
-        return out
+        return out if target.wrap is None else target.wrap(out)
 
     def stock(
         self,

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from e3nn_accel.compat import version_counter
+from e3nn_accel.tensor_keys import OfTensors
 
 Grouping = TypeVar("Grouping")
 
@@ -135,11 +135,14 @@ def in_torch(attrs: torch.Tensor) -> NodesBySpecies:
 
 def _find_neighbours(edge_index: torch.Tensor, nodes: int) -> Neighbours:
     edge_index = torch.where(edge_index < 0, edge_index + nodes, edge_index)  # as indexing counts
-    starts = torch.arange(nodes + 1, device=edge_index.device)
+    # radix sorts take time by the width of their keys; what no node is stays above all nodes
+    narrow = torch.int16 if nodes < 1 << 15 else torch.int32
+    keys = edge_index.clamp(max=nodes).to(narrow)
+    starts = torch.arange(nodes + 1, device=edge_index.device, dtype=narrow)
     rows = []
-    for ends in (edge_index[1], edge_index[0]):
+    for ends in (keys[1], keys[0]):
         ordered, order = torch.sort(ends, stable=True)
-        rows += [order.int(), torch.searchsorted(ordered, starts).int()]
+        rows += [order.int(), torch.searchsorted(ordered, starts, out_int32=True)]
     return Neighbours(nodes, edge_index[0].int(), *rows)
 
 
@@ -190,7 +193,7 @@ def _width(mean_degree: float) -> int:
 Kept = tuple[int, torch.Tensor | None, Any]
 """The version counter, a private copy (on the CPU), and the grouping."""
 
-_cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_cache: OfTensors[dict[str, Kept]] = OfTensors()
 _capture = threading.local()
 
 
@@ -207,7 +210,9 @@ def shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Group
         return find(tensor)
     if captured(tensor):
         return _found_in_capture(tensor, version, kind, find)
-    kept: dict[str, Kept] = _cache.setdefault(tensor, {})
+    kept = _cache.get(tensor)
+    if kept is None:
+        _cache.put(tensor, kept := {})
     found = kept.get(kind)
     if (
         found is not None

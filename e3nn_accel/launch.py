@@ -62,6 +62,13 @@ def load_all(
     return tuple(_loaded[program, index] for program in programs)
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Of a CUDA device; 1 of what stands in for one."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def as_plugins_have_it(program: KernelProgram) -> KernelProgram:
     """The program with the source that a plugin puts in place of its file, if one does."""
     source = registry().kernel_source(program)
@@ -126,7 +133,7 @@ class Kernel:
         self._owner = function  # keeps the module loaded
         self._function: int = function.ptr
         self._launch: Callable[..., None] = driver.launchKernel
-        self._is_pointer = tuple(letter == "P" for letter in parameters)
+        self._pointers = tuple(n for n, letter in enumerate(parameters) if letter == "P")
         self._block = _ArgumentBlock(parameters)
         self._shared_limit = 0
         self._stream_of = _current_stream()
@@ -154,13 +161,14 @@ class Kernel:
         if shared > self._shared_limit:
             self._driver.funcSetAttribute(self._function, _MAX_SHARED, shared)
             self._shared_limit = shared
+        values: list[Any] = list(arguments)
+        if len(values) != len(self.parameters):
+            raise ValueError(f"{len(values)} arguments for parameters {self.parameters!r}")
+        for n in self._pointers:
+            tensor = values[n]
+            values[n] = 0 if tensor is None else tensor.data_ptr()
         packed = self._block
-        packed.pack(
-            *[
-                (0 if a is None else a.data_ptr()) if is_pointer else a  # type: ignore[union-attr]
-                for a, is_pointer in zip(arguments, self._is_pointer, strict=True)
-            ]
-        )
+        packed.pack(*values)
         stream = self._stream_of(self.index)
         self._launch(self._function, *grid, *block, shared, stream, packed.address, 0)
 

@@ -112,3 +112,14 @@ def flat_rows(x: torch.Tensor, leading: torch.Size, dim: int) -> torch.Tensor:
     if x.shape[:-1] != leading:
         x = x.broadcast_to(*leading, dim)
     return x if x.dim() == 2 else x.reshape(leading.numel(), dim)
+
+
+def unflat(rows: torch.Tensor, leading: torch.Size) -> torch.Tensor:
+    """Rows [rows, dim] in the leading dimensions that `flat_rows` took away."""
+    # a view of the same shape would be one more step forward, and backward
+    return rows if len(leading) == 1 else rows.reshape(*leading, rows.shape[1])
+
+
+def flat(weight: torch.Tensor) -> torch.Tensor:
+    """Weights in one dimension."""
+    return weight if weight.dim() == 1 else weight.reshape(-1)

@@ -47,7 +47,7 @@ VERIFYING = "verify compares calls one by one, which a graph of torch.compile ha
 
 def traced_call(dispatcher: Dispatcher, target: Target, stock_forward: Any) -> Callable[..., Any]:
     """What ``module(...)`` is for modules of one target while torch.compile traces it."""
-    bind = target.bind
+    bind, wrap = target.bind, target.wrap
 
     @compat.run_while_tracing
     def plan_name(identity: int, generation: str, operation: str, dtype: Any, device: Any) -> str:
@@ -69,7 +69,8 @@ def traced_call(dispatcher: Dispatcher, target: Target, stock_forward: Any) -> C
             x = operands[0]
             name = plan_name(identity, now, operation, x.dtype, x.device)
             if name != "":
-                return torch.ops.e3nn_accel.run.default(list(operands), name)[0]
+                out = torch.ops.e3nn_accel.run.default(list(operands), name)[0]
+                return out if wrap is None else wrap(out)
         else:
             left_to_stock(identity, now, bound)
         if is_fused(module, args, kwargs):

@@ -7,7 +7,8 @@
 // over all edges of the node and are written once, so sums have a fixed order and isolated nodes
 // need no zero-filling. Edges come in batches of EDGES: the block builds their M in shared memory,
 // then each thread runs through them with the weights and features of the next edge already on
-// their way (registers), since the weights, read once, are nearly all of the traffic.
+// their way (registers), since the weights, read once, are nearly all of the traffic. Backward's results
+// are an edge's each: where there are few receivers, several blocks share the edges of one.
 //
 // Bytes, b to a number: b E (weights + y) + b N (x + out) forward; backward reads and writes the
 // weights once more each. The features gathered come from the second-level cache.
@@ -132,7 +133,7 @@ convolution_backward(const real* __restrict__ x, const real* __restrict__ y, con
     __shared__ Reduction r;
 #endif
     const int node = blockIdx.x, u = blockIdx.y * THREADS + threadIdx.x;
-    const int begin = first[node], end = first[node + 1];
+    const auto [begin, end] = share_of(first, node);
     if (begin == end) return;
     real g[OUT_COMPONENTS];
     fetch_outputs(g, grad, node, u);

@@ -17,6 +17,17 @@
 #define ACTIVE(mul) (u < (mul))
 #endif
 
+struct Range {
+    int begin, end;
+};
+
+// A block's part of a receiver's edges: the blocks with another blockIdx.z have the rest.
+__device__ __forceinline__ Range share_of(const int* first, int node) {
+    const int begin = first[node], end = first[node + 1], share = (end - begin + gridDim.z - 1) / gridDim.z;
+    const int own = min(begin + (int)blockIdx.z * share, end);
+    return {own, min(own + share, end)};
+}
+
 __device__ __forceinline__ void fetch_outputs(real (&g)[OUT_COMPONENTS], const real* rows, long long node, int u) {
     UNROLL for (int k = 0; k < OUT_COMPONENTS; k++)
         g[k] = ACTIVE(OUT_ROW[k].mul) ? __ldg(rows + node * OUT_ROW_SIZE + OUT_ROW[k].offset + u * OUT_ROW[k].stride) : (real)0;

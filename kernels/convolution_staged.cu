@@ -1,7 +1,7 @@
 // The fused convolution of convolution.cu with its rows moved by the copy engine (sm_90 and newer).
 //
-// Ownership, maths and order of the sums are those of convolution.cu: a block owns a receiver, a
-// thread a channel. What differs is how an edge's rows travel. Thread 0 asks for whole rows of the
+// Ownership, maths and order of the sums are those of convolution.cu: a block owns a receiver, or backward a
+// share of its edges, a thread a channel. What differs is how an edge's rows travel. Thread 0 asks for whole rows of the
 // weights and the sender's features, SLOTS edges ahead, into a ring in shared memory; each thread
 // reads its channel there. Derivatives replace weights and features in the slot and leave by the
 // copy engine too, so the loop over edges has no load or store of global memory, and the registers
@@ -293,7 +293,7 @@ convolution_backward(const real* __restrict__ x, const real* __restrict__ y, con
     extern __shared__ __align__(128) unsigned char memory[];
     Stage& s = *reinterpret_cast<Stage*>(memory);
     const int node = blockIdx.x, u = threadIdx.x;
-    const int begin = first[node], end = first[node + 1];
+    const auto [begin, end] = share_of(first, node);
     if (begin == end) return;
     const Rows rows = {x, weights, nullptr, nullptr};
     start(s, rows, order, senders, begin, end);

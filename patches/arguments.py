@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from e3nn_accel.compat import autocast_active
+from e3nn_accel.compat import autocast_takes
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _STRIDED = torch.strided
@@ -37,7 +37,7 @@ def mismatch(x: Any, *others: Any) -> str:
             return f"an operand has layout {other.layout}"
     if x.layout != _STRIDED:
         return f"the input has layout {x.layout}"
-    if autocast_active(device):
+    if autocast_takes(x):
         return "autocast is on"
     return ""
 

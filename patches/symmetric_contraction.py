@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 from e3nn_accel import compat
 from e3nn_accel.descriptor import ContractionDescriptor, ContractionOutput, Coupling, Descriptor
 from e3nn_accel.hookspecs import Call, Target, hookimpl
-from e3nn_accel.living import living_module
 from e3nn_accel.patches.arguments import mismatch
 
 CLASS = "mace.modules.symmetric_contraction:SymmetricContraction"
+_FALLING = tuple(str(n) for n in reversed(range(16)))
+"""Names in a list of parameters."""
 
 
 def weights_of(contraction: Any) -> list[torch.Tensor]:
@@ -22,34 +24,31 @@ def weights_of(contraction: Any) -> list[torch.Tensor]:
     ``weights_*_zeroed`` flags are indexed the other way round and say nothing reliable: a weight
     that was zeroed is zero.
     """
+    lower = contraction._modules.get("weights")
+    if lower is not None and len(lower) <= len(_FALLING):
+        parameters = lower._parameters
+        found = [parameters.get(name) for name in _FALLING[len(_FALLING) - len(lower) :]]
+        found.append(contraction._parameters.get("weights_max"))
+        if all([weight is not None for weight in found]):
+            return found
+    # not parameters but tensors, as in a replica of data-parallel training
     return [*reversed(list(contraction.weights)), contraction.weights_max]
 
 
 def bind(module: Any, x: Any, y: Any) -> Call | str:
     """The operands of ``SymmetricContraction.forward``: features, node_attrs and every weight."""
-    weights = [weight for contraction in module.contractions for weight in weights_of(contraction)]
-    reason = mismatch(x, y, *weights) if not any(_is_empty(w) for w in weights) else mismatch(x, y)
+    contractions = list(module._modules["contractions"]._modules.values())
+    weights = [weight for contraction in contractions for weight in weights_of(contraction)]
+    reason = mismatch(x, y, *[w for w in weights if type(w) is Parameter or not _is_empty(w)])
     if reason:
         return reason
     if x.dim() != 3 or y.dim() != 2 or x.shape[0] != y.shape[0]:
         return f"x of shape {tuple(x.shape)} and node_attrs of shape {tuple(y.shape)}, wanted [nodes, ..] of both"
-    channels, species = weights[0].shape[2], weights[0].shape[0]
-    components = _components(module)
+    species, _, channels = weights[0].shape
+    components = contractions[0]._buffers["U_matrix_1"].shape[-2]
     if x.shape[1:] != (channels, components) or y.shape[1] != species:
         return f"x of shape {tuple(x.shape)}, node_attrs of shape {tuple(y.shape)}"
     return Call("contraction", (x, y, *weights))
-
-
-def _components(module: Any) -> int:
-    """Of a node's features; torch.compile can't look into e3nn's Irreps."""
-    if torch.compiler.is_compiling():
-        return _components_while_traced(id(module))
-    return int(module.contractions[0].coupling_irreps.dim)
-
-
-@compat.run_while_tracing
-def _components_while_traced(identity: int) -> int:
-    return int(living_module(identity).contractions[0].coupling_irreps.dim)
 
 
 def _is_empty(weight: torch.Tensor) -> bool:

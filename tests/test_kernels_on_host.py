@@ -9,6 +9,8 @@ from convolution_parity import check, every_path, fused, hub, operands_of, share
 from graphs import GRAPHS
 
 import e3nn_accel
+from e3nn_accel.backends.cuda import convolution_kernels
+from e3nn_accel.backends.cuda.convolution_schedule import Schedule, shares
 
 pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host")
 
@@ -45,6 +47,24 @@ def test_odd_graphs(graph: str) -> None:
     """No edges, one edge, isolated nodes, one receiver, and so on."""
     module, (nodes, ends) = every_path(*SMALL), GRAPHS[graph]
     check(module, ends, operands_of(module, nodes, ends.shape[1], torch.float64), torch.float64)
+
+
+@pytest.mark.parametrize("blocks", [2, 5])
+def test_blocks_that_share_a_receiver(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are few of them; some shares are empty."""
+    monkeypatch.setattr(convolution_kernels, "shares", lambda *of: blocks)
+    module, ends = every_path(*CASES["several groups"]), hub()
+    check(module, ends, operands_of(module, 7, ends.shape[1], torch.float64), torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "edges", "expected"),
+    [(64, 3000, 8), (1000, 46000, 1), (64, 500, 1), (1, 500, 16), (0, 0, 1), (9, 0, 1)],
+)
+def test_how_many_share_a_receiver(nodes: int, edges: int, expected: int) -> None:
+    """As many as fill the device, if they have enough to do."""
+    layout = Schedule(threads=128, chunks=1, edges=32, blocks=4)
+    assert shares(layout, nodes, edges, multiprocessors=132) == expected
 
 
 @pytest.mark.parametrize("wanted", ["x", "y", "w", "xy", "xw", "yw"])

@@ -66,6 +66,17 @@ def test_odd_graphs(nodes: int, edges: int, hopper: list[Variant]) -> None:
     assert ("forward", True) in kinds(hopper)
 
 
+@pytest.mark.parametrize("blocks", [2, 5])
+def test_blocks_that_share_a_receiver(
+    blocks: int, hopper: list[Variant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of few receivers: some shares are empty, some longer than a batch."""
+    monkeypatch.setattr(convolution_kernels, "shares", lambda *of: blocks)
+    module, ends = every_path("8x0e+8x1o", "0e+1o", "0e+1o"), hub()
+    check(module, ends, operands_of(module, 7, ends.shape[1], torch.float64), torch.float64)
+    assert ("backward", True) in kinds(hopper)
+
+
 @pytest.mark.parametrize("wanted", ["x", "w", "xy", "yw", "xw"])
 def test_only_the_gradients_that_are_asked_for(wanted: str, hopper: list[Variant]) -> None:
     """Some gradients alone equal the same gradients among all."""

@@ -12,7 +12,7 @@ reads them, padded to a size that later calls fit in, too.
     outputs.py      its results, without the padding
     recompute.py    gradients of results that were replayed
     capture.py      warm-up and capture
-    gathers.py      what torch differentiates slowly, while capturing
+    gathers.py      rows taken by an index: quick gradients, while capturing
     store.py        the captured sizes of one model
     fingerprint.py  whether a model is still the one that was captured
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from e3nn_accel.graphs.gathers import FewRows
+from e3nn_accel.graphs.gathers import QuickGathers
 from e3nn_accel.graphs.padding import AXES, GRAPHS, NODES, Axis, Capacity, Size
 
 RESULTS: Mapping[str, Axis] = {
@@ -80,7 +80,7 @@ def produce(
     """
     before = {name: tensor.detach() for name, tensor in inputs.items()}
     batch = dict(before)
-    with FewRows():
+    with QuickGathers():
         returned = forward(batch)
     if type(returned) is not dict:
         raise NotCapturable(f"forward returned a {type(returned).__name__}")

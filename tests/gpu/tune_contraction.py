@@ -47,9 +47,9 @@ KERNELS: tuple[tuple[Kind, bool], ...] = (
 Tensors = dict[str, torch.Tensor]
 
 
-def schedules(kind: Kind, tangent: bool, number_bytes: int) -> Iterator[Schedule]:
+def schedules(kind: Kind, tangent: bool, number_bytes: int, outputs: int) -> Iterator[Schedule]:
     """The chosen one, then others."""
-    yield chosen(kind, tangent, number_bytes)
+    yield chosen(kind, tangent, number_bytes, outputs)
     if kind == "weights":
         for blocks, section in itertools.product((1, 2, 3, 4, 5, 6), (100, 300, 1000)):
             yield Schedule(128, blocks, registers=210, section=section)
@@ -133,7 +133,7 @@ def tune(
 ) -> None:  # fmt: skip
     """Print a line for each layout, fastest first."""
     number = torch.finfo(context.dtype).bits // 8
-    tried = list(dict.fromkeys(schedules(kind, tangent, number)))
+    tried = list(dict.fromkeys(schedules(kind, tangent, number, paths.outputs)))
     found = [FusedContraction(paths, context, "", lambda *of, s=s: s) for s in tried]
     programs = [kernels.program(kind, tangent) for kernels in found]
     programs = [replace(p, name=f"{p.name}_{n}") for n, p in enumerate(programs)]

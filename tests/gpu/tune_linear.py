@@ -1,6 +1,7 @@
 """Time layouts of the linears' kernels by themselves, each beside the one that is chosen.
 
 python tests/gpu/tune_linear.py "linear after conv" float32
+python tests/gpu/tune_linear.py "linear after conv" float32 72       of so many rows
 
 What `MatrixPaths.layout` says of an H100 was found by this. Times are the device's own, of calls replayed by a
 CUDA graph; errors are relative, against the first layout's result.
@@ -48,7 +49,7 @@ CASES = {
     "skip connection": Case(HIDDEN, HIDDEN, 5000, 89),
     "skip connection, tutorial": Case(HIDDEN, HIDDEN, 10000, 20),
 }
-LAYOUTS = [Layout(*both) for both in product((64, 128), (2, 3, 4))]
+LAYOUTS = [Layout(*both) for both in product((32, 64, 128), (2, 3, 4))]
 
 
 def call_of(case: Case, dtype: torch.dtype) -> OneCall:
@@ -81,16 +82,22 @@ def replayed(run: Callable[[], object], calls: int = 10) -> float:
     return milliseconds(graph.replay) / calls
 
 
-def main(name: str, dtype_name: str) -> None:
+def main(name: str, dtype_name: str, rows: str = "") -> None:
     """Print a line for each kernel and layout."""
     case, dtype = CASES[name], getattr(torch, dtype_name)
+    if rows:
+        case = case._replace(rows=int(rows))
     torch.manual_seed(0)
     exact: dict[str, Any] = {}
     print(torch.cuda.get_device_name(), name, dtype_name)
     for layout in LAYOUTS:
 
         def this(
-            paths: MatrixPaths, bytes_each: int, of_weights: bool, one: Layout = layout
+            paths: MatrixPaths,
+            bytes_each: int,
+            of_weights: bool,
+            few: bool = False,
+            one: Layout = layout,
         ) -> Layout:
             return one._replace(rows=TILE) if of_weights else one
 

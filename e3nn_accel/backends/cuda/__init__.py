@@ -1,8 +1,8 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
-It has kernels for the fused convolution, tensor products edge by edge, species-indexed linears,
-``o3.Linear``, the symmetric contraction and the radial MLP. What it refuses, the torch backend plans
-on the same device.
+It has kernels for the fused convolution, tensor products edge by edge, species-indexed linears, ``o3.Linear``,
+the symmetric contraction, the radial MLP, spherical harmonics and MACE's radial embedding. What it refuses of all
+but the last three, the torch backend plans on the same device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from e3nn_accel.descriptor import (
     ContractionDescriptor,
     Descriptor,
     LinearDescriptor,
+    RadialEmbeddingDescriptor,
     RadialMlpDescriptor,
+    SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
@@ -35,12 +37,14 @@ class CudaBackend:
         return cuda_availability()
 
     def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
-        """Plan an operation, or say why not."""
+        """Plan, or say why not."""
         from e3nn_accel.backends.cuda import (
             contraction,
             convolution,
             linear,
+            radial_embedding,
             radial_mlp,
+            spherical_harmonics,
             tensor_product,
         )
 
@@ -57,5 +61,9 @@ class CudaBackend:
             return contraction.plan(descriptor, context)
         if isinstance(descriptor, RadialMlpDescriptor):
             return radial_mlp.plan(descriptor, context)
+        if isinstance(descriptor, SphericalHarmonicsDescriptor):
+            return spherical_harmonics.plan(descriptor, context)
+        if isinstance(descriptor, RadialEmbeddingDescriptor):
+            return radial_embedding.plan(descriptor, context)
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)

@@ -44,8 +44,9 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
         w = change_of_basis([weights[n] for n in used], basis)
         if node_attrs.requires_grad and torch.is_grad_enabled():
             # a product that torch differentiates, by node_attrs, too; then each node has its own
-            own = (node_attrs @ w.flatten(1)).view(len(x), *w.shape[1:])
-            return contraction(x, own, NodesBySpecies.each_its_own(len(x), x.device), kernels)
+            nodes = x.shape[0]
+            own = (node_attrs @ w.flatten(1)).view(nodes, *w.shape[1:])
+            return contraction(x, own, NodesBySpecies.each_its_own(nodes, x.device), kernels)
         return contraction(x, w, sort.nodes(node_attrs), kernels)
 
     original = sum(shape[1] for shape in d.weight_shapes)

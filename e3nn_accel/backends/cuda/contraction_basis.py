@@ -70,7 +70,7 @@ class ChangeOfBasis:
     def to_basis(self, weights: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """All reduced weights [species, paths, channels]; every number is written."""
         like = next(w for w in weights if w is not None)
-        species = len(like)
+        species = like.shape[0]
         out = like.new_empty((species, self.reduced, self.channels))
         kernel, table = self._on(like.device)[0]
         kernel(self._grid(species, self._to), (THREADS, 1, 1), *weights, table, species, out)
@@ -80,7 +80,7 @@ class ChangeOfBasis:
         self, w: torch.Tensor, wanted: Sequence[bool]
     ) -> tuple[torch.Tensor | None, ...]:
         """The transpose: [species, paths of the block, channels] of each wanted block."""
-        species = len(w)
+        species = w.shape[0]
         found = tuple(
             w.new_empty((species, paths, self.channels)) if want else None
             for paths, want in zip(self.paths, wanted, strict=True)

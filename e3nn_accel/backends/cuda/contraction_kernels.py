@@ -15,10 +15,11 @@ from e3nn_accel.backends.cuda.contraction_schedule import (
     Layout,
     Schedule,
     chosen,
+    nodes_each,
 )
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies
-from e3nn_accel.launch import Dimensions, Kernel, load_all
+from e3nn_accel.launch import Dimensions, Kernel, load_all, multiprocessors
 from e3nn_accel.ops.contraction import Pair, Wanted
 from e3nn_accel.plan import PlanContext
 
@@ -40,16 +41,18 @@ class Launch:
     schedule: Schedule
     layout: Layout
     passes: int
+    multiprocessors: int
 
     @cached_property
     def block(self) -> Dimensions:
         """Threads of a block."""
         return self.layout.threads, 1, 1
 
-    def grid_of(self, nodes: int) -> tuple[Dimensions, Dimensions]:
-        """Grid and block where a thread owns a channel of some nodes."""
-        each = self.layout.group * self.schedule.each
-        return (-(-nodes // each), self.layout.chunks, 1), self.block
+    def grid_of(self, nodes: int) -> tuple[Dimensions, int]:
+        """Blocks where a thread owns a channel of some nodes, and of how many one after the other."""
+        group, chunks = self.layout.group, self.layout.chunks
+        each = nodes_each(self.schedule, -(-nodes // group) * chunks, self.multiprocessors)
+        return (-(-nodes // (group * each)), chunks, 1), each
 
 
 class FusedContraction:
@@ -79,13 +82,13 @@ class FusedContraction:
         words, paths = self.bytes // 4, self.paths
         each = words * (2 if tangent else 1)
         sums = {"forward": paths.outputs, "features": paths.components + paths.outputs}
-        room = self.choice(kind, tangent, self.bytes).registers
+        room = self.choice(kind, tangent, self.bytes, paths.outputs).registers
         room -= each * paths.components + words * sums.get(kind, paths.outputs)
         return paths.passes(room, each, each * (2 if kind == "features" else 1))
 
     def layout(self, kind: Kind, tangent: bool) -> tuple[Schedule, Layout]:
         """A kernel's, as chosen."""
-        schedule = self.choice(kind, tangent, self.bytes)
+        schedule = self.choice(kind, tangent, self.bytes, self.paths.outputs)
         return schedule, Layout.of(schedule, self.paths.channels, kind != "weights")
 
     def program(self, kind: Kind, tangent: bool) -> KernelProgram:
@@ -111,7 +114,9 @@ class FusedContraction:
             for kind, loaded in zip(missing, load_all(programs, device, self.config), strict=True):
                 kernel = loaded.kernel(f"contraction_{kind}", SIGNATURES[kind])
                 passes = len(self.paths.paths) if self.tables else len(self.passes(kind, tangent))
-                launch = Launch(kernel, *self.layout(kind, tangent), passes)
+                launch = Launch(
+                    kernel, *self.layout(kind, tangent), passes, multiprocessors(device)
+                )
                 self._launches[kind, tangent, device] = launch
         return tuple(self._launches[kind, tangent, device] for kind in kinds)
 
@@ -119,13 +124,14 @@ class FusedContraction:
         self, x: torch.Tensor, w: torch.Tensor, nodes: NodesBySpecies, h: Pair | None
     ) -> torch.Tensor:
         """Out [nodes, channels * outputs]; every element is written."""
-        count = len(x)
+        count = x.shape[0]
         out = x.new_empty((count, self.paths.channels * self.paths.outputs))
         (launch,) = self.launches(("forward",), h is not None, x.device)
         hx, hw = h or (None, None)
+        grid, each = launch.grid_of(count)
         launch.kernel(
-            *launch.grid_of(count), _aligned(x), w, nodes.attrs, nodes.species, nodes.order,
-            hx if hx is None else _aligned(hx), hw, count, nodes.kinds, launch.schedule.each, out,
+            grid, launch.block, _aligned(x), w, nodes.attrs, nodes.species, nodes.order,
+            hx if hx is None else _aligned(hx), hw, count, nodes.kinds, each, out,
         )  # fmt: skip
         return out
 
@@ -140,15 +146,16 @@ class FusedContraction:
     ) -> Pair:
         """(dx, dw), None where not wanted."""
         hx, hw = h or (None, None)
-        hx, x, count = hx if hx is None else _aligned(hx), _aligned(x), len(x)
+        hx, x, count = hx if hx is None else _aligned(hx), _aligned(x), x.shape[0]
         dx = dw = None
         needed = tuple(kind for kind, want in zip(KINDS[1:], wanted, strict=True) if want)
         launches = iter(self.launches(needed, h is not None, x.device))
         if wanted[0]:
             dx, launch = torch.empty_like(x), next(launches)
+            grid, each = launch.grid_of(count)
             launch.kernel(
-                *launch.grid_of(count), x, w, nodes.attrs, nodes.species, nodes.order,
-                hx, hw, g, count, nodes.kinds, launch.schedule.each, dx,
+                grid, launch.block, x, w, nodes.attrs, nodes.species, nodes.order,
+                hx, hw, g, count, nodes.kinds, each, dx,
             )  # fmt: skip
         if wanted[1]:
             launch = next(launches)

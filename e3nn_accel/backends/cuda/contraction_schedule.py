@@ -24,7 +24,7 @@ class Schedule:
         section: Lines of generated code between branches.
         together: Warps wait for one another between sections, so that they share what is fetched of the
             code: all of it is more than a multiprocessor's nearest instruction cache holds.
-        each: Nodes that a thread takes one after the other; those of a species share weights.
+        each: Nodes that a thread takes one after the other, at most; those of a species share weights.
     """
 
     threads: int = 128
@@ -32,33 +32,42 @@ class Schedule:
     registers: int = 1 << 20
     section: int = 1000
     together: bool = False
-    each: int = 1
+    each: int = 8
 
 
-Choice = Callable[[Kind, bool, int], Schedule]
-"""Of a kernel, whether it is that of a derivative, and the bytes of a number."""
+Choice = Callable[[Kind, bool, int, int], Schedule]
+"""Of a kernel, whether it is that of a derivative, the bytes of a number, and components of outputs."""
 
 
 _CHOSEN: dict[tuple[Kind, bool, int], Schedule] = {
-    # as many blocks as need no spilling where MACE has 0e+1o+2e; dw's sums stay in registers, a pass at a time
-    ("forward", False, 4): Schedule(blocks=8),
-    ("features", False, 4): Schedule(blocks=4, section=300),
-    ("weights", False, 4): Schedule(blocks=5, registers=210),
-    ("forward", True, 4): Schedule(blocks=4, section=300),
-    ("features", True, 4): Schedule(blocks=2, section=300),
+    # for MACE's 0e+1o; dw's sums stay in registers, a pass at a time
+    ("forward", False, 4): Schedule(blocks=5),
+    ("features", False, 4): Schedule(blocks=5),
+    ("weights", False, 4): Schedule(blocks=5, registers=210, section=300),
+    ("forward", True, 4): Schedule(blocks=5),
+    ("features", True, 4): Schedule(blocks=2, registers=180),
     ("weights", True, 4): Schedule(blocks=4, registers=210),
     ("forward", False, 8): Schedule(blocks=4),
-    ("features", False, 8): Schedule(blocks=2, section=300),
-    ("weights", False, 8): Schedule(blocks=2, registers=210),
-    ("forward", True, 8): Schedule(blocks=2, section=300),
+    ("features", False, 8): Schedule(blocks=2, registers=210),
+    ("weights", False, 8): Schedule(blocks=1, registers=210, section=100),
+    ("forward", True, 8): Schedule(blocks=3),
     ("features", True, 8): Schedule(blocks=2, registers=210),
     ("weights", True, 8): Schedule(blocks=2, registers=210),
 }
 
 
-def chosen(kind: Kind, tangent: bool, number_bytes: int) -> Schedule:
+_FEW_OUTPUTS = 4
+_MANY_OUTPUTS: dict[tuple[Kind, bool, int], Schedule] = {
+    # 0e+1o+2e needs more registers
+    ("features", False, 4): Schedule(blocks=4, section=300),
+    ("weights", False, 4): Schedule(blocks=5, registers=210),
+}
+
+
+def chosen(kind: Kind, tangent: bool, number_bytes: int, outputs: int) -> Schedule:
     """For every device."""
-    return _CHOSEN[kind, tangent, number_bytes]
+    key = kind, tangent, number_bytes
+    return _MANY_OUTPUTS.get(key, _CHOSEN[key]) if outputs > _FEW_OUTPUTS else _CHOSEN[key]
 
 
 @dataclass(frozen=True)
@@ -84,3 +93,16 @@ class Layout:
         team = -(-channels // chunks)
         group = schedule.threads // team if several else 1
         return cls(team, group, chunks, -(-group * team // 32) * 32)
+
+
+def nodes_each(schedule: Schedule, teams: int, multiprocessors: int) -> int:
+    """Nodes that a team takes one after the other, so that the device is filled a whole number of times.
+
+    Args:
+        schedule: Says how many at most, and how many blocks a multiprocessor holds.
+        teams: Blocks that would be launched with a node each.
+        multiprocessors: Of the device.
+    """
+    at_once = schedule.blocks * multiprocessors
+    rounds = -(-teams // (schedule.each * at_once))
+    return max(1, -(-teams // (rounds * at_once))) if rounds else 1

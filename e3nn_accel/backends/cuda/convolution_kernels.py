@@ -17,13 +17,14 @@ from e3nn_accel.backends.cuda.convolution_schedule import (
     Kind,
     Schedule,
     schedule,
+    shares,
     staged_schedule,
 )
 from e3nn_accel.backends.cuda.convolution_sums import Sums, sum_rows_program
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
 from e3nn_accel.groupings import Neighbours
-from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.launch import Kernel, load_all, multiprocessors
 from e3nn_accel.plan import PlanContext
 
 REAL = {torch.float32: ("float", 4), torch.float64: ("double", 8)}
@@ -199,6 +200,7 @@ class FusedConvolution:
         sums = Sums(self, x, y, w, graph, variant)
         for kernel, part in self.kernels(variant, x.device):
             grid, block, shared = _launch(graph, part.layout)
+            grid = *grid[:2], shares(part.layout, graph.nodes, len(y), multiprocessors(x.device))
             at = sums.of(part)
             kernel(
                 grid, block, x, y, w, g, graph.by_receiver, graph.senders, graph.first_of_receiver,

@@ -23,6 +23,9 @@ STAGED_SHARED = {90: 228 * 1024, 100: 228 * 1024, 103: 228 * 1024}
 
 12.0 has bulk copies, too, and less than half the memory: there the ring would cost more blocks than it gains.
 """
+EDGES_A_SHARE = 4
+"""Edges of a block on average, at least, where several share a receiver: each has to build what they share."""
+MOST_SHARES = 16
 BLOCK_RESERVE = 1024
 """Bytes of it that the system takes for each block."""
 
@@ -91,6 +94,15 @@ def staged_schedule(
     sizes = {n: _staged_bytes(d, group, kind, real_bytes, edges, n) for n in (6, 5, 4)}
     slots = next(n for n, size in sizes.items() if blocks * (size + BLOCK_RESERVE) <= shared)
     return Schedule(threads, 1, edges, blocks, slots, sizes[slots])
+
+
+def shares(layout: Schedule, nodes: int, edges: int, multiprocessors: int) -> int:
+    """Blocks for each receiver and chunk of a kernel whose results are an edge's each.
+
+    One where receivers alone fill the device; never so many that a block has less than `EDGES_A_SHARE`.
+    """
+    wanted = multiprocessors * layout.blocks // max(nodes * layout.chunks, 1)
+    return max(1, min(wanted, edges // max(nodes * EDGES_A_SHARE, 1), MOST_SHARES))
 
 
 def _moves_whole_rows(d: TensorProductDescriptor, groups: list[Group], real_bytes: int) -> bool:

@@ -14,7 +14,7 @@ from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.species import SpeciesSort
 from e3nn_accel.backends.torch import tensor_product
 from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
-from e3nn_accel.layout import flat_rows
+from e3nn_accel.layout import flat, flat_rows, unflat
 from e3nn_accel.ops.weighted import weighted
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
@@ -26,17 +26,20 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
         return Refusal("cuda", paths)
     kernels, sort = IndexedLinearKernels(paths, str(d), context), SpeciesSort(context)
     _, general = tensor_product.plan(d, context)
-    dim1, species, dim_out = dim_of(d.irreps_in1), paths.species, dim_of(d.irreps_out)
+    dim1, species = dim_of(d.irreps_in1), paths.species
 
     def run(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if y.requires_grad and torch.is_grad_enabled():
             return general(x, y, weight)  # which species a row has is no matter of degree here
-        leading = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
-        x, attrs = flat_rows(x, leading, dim1), flat_rows(y.detach(), leading, species)
+        leading = x.shape[:-1]
+        if y.shape[:-1] != leading:
+            leading = torch.broadcast_shapes(leading, y.shape[:-1])
+        attrs = y.detach() if y.requires_grad else y
+        x, attrs = flat_rows(x, leading, dim1), flat_rows(attrs, leading, species)
         # rows that needed no change are found again by the tensor that the caller has
         by = sort.nodes(y if y.shape[:-1] == leading else attrs)
         call = OneCall(kernels, attrs.contiguous(), by)
-        return weighted(x, weight.reshape(-1), call).reshape(*leading, dim_out)
+        return unflat(weighted(x, flat(weight), call), leading)
 
     return Plan(
         "cuda", d, f"indexed linear over {species} species, sorted on the device", run,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -12,21 +12,48 @@ from e3nn_accel.backends.cuda.tensor_product_launch import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies
-from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.launch import Kernel, load_all, multiprocessors
 from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
 
 SortedRows = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 """The scalars, the order of rows and the starts of classes; nothing where rows aren't told apart."""
-THREADS = 128
+BLOCK = (128, 1, 1)
 ROWS_OF_A_SLICE = 128
 BLOCKS_FOR_SUMS = 1024
 """Where tiles of weights are fewer, rows are cut into slices, each with its own dW: enough to fill a device."""
+FEW_BLOCKS = 2
+"""Of a multiprocessor: up to so many, rows are cut finely. Results are the same to the bit."""
 ENTRIES = {
     "forward": ("indexed_linear", "PPPPPqP"),
     "to_input": ("indexed_linear", "PPPPPqP"),
     "to_weight": ("indexed_linear_weights", "PPPPPqP"),
 }
+
+
+class _Rows(NamedTuple):
+    """What a launch over rows needs to know.
+
+    Attributes:
+        row: Numbers of a row of the result.
+        whole: Whether all of them are written.
+        items: Blocks of a tile of nodes.
+        nodes: Of a tile that is full, at least.
+        unfilled: Tiles that aren't, at most: one of each class.
+    """
+
+    row: int
+    whole: bool
+    items: int
+    nodes: int
+    unfilled: int
+
+    @classmethod
+    def of(cls, side: MatrixPaths, real: str, few: bool) -> _Rows:
+        """Of kernels for numbers of this type."""
+        layout = side.layout(8 if real == "double" else 4, of_weights=False, few=few)
+        row, items = side.out_row, len(side.row_items())
+        return cls(row, side.covered == row, items, layout.rows // side.widest, side.species + 1)
 
 
 class IndexedLinearKernels:
@@ -36,61 +63,76 @@ class IndexedLinearKernels:
         self.paths = paths
         self.real, self.config, self.description = REAL[context.dtype], context.config, description
         self.sides = {"forward": paths, "to_input": paths.turned}
-        self._items = {kind: len(side.row_items()) for kind, side in self.sides.items()}
+        self._rows = {
+            (kind, few): _Rows.of(side, self.real, few)
+            for kind, side in self.sides.items()
+            for few in (False, True)
+        }
         self._tiles = len(paths.weight_items())
-        self._programs = {kind: self._program(kind) for kind in KINDS}
-        self._kernels: dict[tuple[str, torch.device], Kernel] = {}
+        self._kernels: dict[tuple[torch.device, bool], dict[str, Kernel]] = {}
+        self._few_blocks: dict[torch.device, int] = {}
 
     def programs(self) -> tuple[KernelProgram, ...]:
-        """What would be compiled."""
-        return tuple(self._programs.values())
+        """What would be compiled, for many rows and for few."""
+        return tuple(dict.fromkeys([*self._programs(few=False), *self._programs(few=True)]))
 
-    def _program(self, kind: str) -> KernelProgram:
+    def _programs(self, few: bool) -> list[KernelProgram]:
+        return [self._program(kind, few and kind in self.sides) for kind in KINDS]
+
+    def _program(self, kind: str, few: bool) -> KernelProgram:
         entry, _ = ENTRIES[kind]
         side = self.sides.get(kind, self.paths)
-        suffix = "_input" if kind == "to_input" else ""
+        suffix = ("_input" if kind == "to_input" else "") + ("_few" if few else "")
         return KernelProgram(
             f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{self.real}",
             f"{entry}.cu",
             (entry,),
-            side.header(self.real, kind == "to_weight"),
+            side.header(self.real, kind == "to_weight", few),
             ("TRANSPOSED=1",) if kind == "to_input" else (),
             description=self.description,
         )
 
-    def _kernel(self, kind: str, device: torch.device) -> Kernel:
-        if (kind, device) not in self._kernels:
+    def _kernel(self, kind: str, device: torch.device, few: bool = False) -> Kernel:
+        found = self._kernels.get((device, few))
+        if found is None:
             # all at once, in parallel: a gradient may be wanted first while a graph is being captured
-            loaded = load_all(self.programs(), device, self.config)
-            for of, program in zip(KINDS, loaded, strict=True):
-                self._kernels[of, device] = program.kernel(*ENTRIES[of])
-        return self._kernels[kind, device]
+            loaded = load_all(self._programs(few), device, self.config)
+            found = self._kernels[device, few] = {
+                of: program.kernel(*ENTRIES[of]) for of, program in zip(KINDS, loaded, strict=True)
+            }
+        return found[kind]
+
+    def _are_few(self, kind: str, rows: int, device: torch.device) -> bool:
+        """Whether rows leave a device without work unless they are cut finely."""
+        most = self._few_blocks.get(device)
+        if most is None:
+            most = self._few_blocks[device] = FEW_BLOCKS * multiprocessors(device)
+        side = self._rows[kind, True]
+        return rows // side.nodes * side.items <= most
 
     def rows(
         self, kind: str, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows
     ) -> torch.Tensor:
         """A matrix product for each row: the output of x, or the input's gradient of the output's."""
-        side, rows = self.sides[kind], len(x)
-        whole = side.covered == side.out_row
-        out = (x.new_empty if whole else x.new_zeros)((rows, side.out_row))
-        # no class has more than one tile that isn't full
-        tiles = rows // (side.layout(x.element_size(), of_weights=False).rows // side.widest) + min(
-            rows, side.species + 1
-        )
-        grid = (tiles * self._items[kind], 1, 1)
+        rows = x.shape[0]
+        few = self._are_few(kind, rows, x.device)
+        side = self._rows[kind, few]
+        out = (x.new_empty if side.whole else x.new_zeros)((rows, side.row))
+        tiles = rows // side.nodes + min(rows, side.unfilled)
+        grid = (tiles * side.items, 1, 1)
         x, w = aligned(x), aligned(w)
-        self._kernel(kind, x.device)(grid, (THREADS, 1, 1), x, *sorted_rows, w, rows, out)
+        self._kernel(kind, x.device, few)(grid, BLOCK, x, *sorted_rows, w, rows, out)
         return out
 
     def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
         """The gradient of the weights, flat."""
-        rows, species = len(x), max(1, self.paths.species)
+        rows, species = x.shape[0], max(1, self.paths.species)
         most = min(BLOCKS_FOR_SUMS // (self._tiles * species), PARTIAL_SUMS // self.paths.weights)
         slices = max(1, min(-(-rows // ROWS_OF_A_SLICE), most))
         sums = x.new_empty((slices, self.paths.weights))
         x, g = aligned(x), aligned(g)
         grid = (self._tiles * slices, species, 1)
-        self._kernel("to_weight", x.device)(grid, (THREADS, 1, 1), x, g, *sorted_rows, rows, sums)
+        self._kernel("to_weight", x.device)(grid, BLOCK, x, g, *sorted_rows, rows, sums)
         return sums[0] if slices == 1 else sums.sum(0)
 
 
@@ -99,8 +141,7 @@ def aligned(t: torch.Tensor) -> torch.Tensor:
     return t if t.data_ptr() % COPY_BYTES == 0 else t.clone()
 
 
-@dataclass(frozen=True)
-class OneCall:
+class OneCall(NamedTuple):
     """The kernels with the rows of one call; what `e3nn_accel.ops.weighted` differentiates with."""
 
     kernels: IndexedLinearKernels

@@ -12,7 +12,7 @@ from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels,
 from e3nn_accel.backends.cuda.indexed_linear_layout import too_early
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.descriptor import LinearDescriptor, dim_of
-from e3nn_accel.layout import flat_rows
+from e3nn_accel.layout import flat, flat_rows, unflat
 from e3nn_accel.ops.weighted import weighted
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
@@ -23,14 +23,14 @@ def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
     if isinstance(paths, str):
         return Refusal("cuda", paths)
     call = OneCall(IndexedLinearKernels(paths, str(d), context))
-    dim_in, dim_out = dim_of(d.irreps_in), dim_of(d.irreps_out)
+    dim_in = dim_of(d.irreps_in)
 
     def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         leading = x.shape[:-1]
-        out = weighted(flat_rows(x, leading, dim_in), weight.reshape(-1), call)
+        out = weighted(flat_rows(x, leading, dim_in), flat(weight), call)
         if d.bias_numel:
             out = out + _row_of(bias, d)
-        return out.reshape(*leading, dim_out)
+        return unflat(out, leading)
 
     return Plan("cuda", d, "all irreps in one kernel", run, call.kernels.programs())
 

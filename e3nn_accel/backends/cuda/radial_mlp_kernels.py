@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from e3nn_accel.backends.cuda.tensor_product_plan import array, defines
 from e3nn_accel.backends.torch.radial_mlp import run_layers
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import RadialLayer
-from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.launch import Kernel, load_all, multiprocessors
 from e3nn_accel.plan import PlanContext
 
 THREADS = 128
@@ -172,14 +171,6 @@ class RadialMlpKernels:
             for part, w, want in zip(parts, weights, wanted[1:], strict=True)
         ]
         return (dx, *found)
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Of a CUDA device; a few of any other."""
-    if device.type != "cuda":
-        return 2
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _four(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:

@@ -1,0 +1,186 @@
+"""Time the host's part of a call on the cuda backend: everything up to the driver, which does nothing here.
+
+python tests/time_dispatch.py [profile]
+
+Needs no GPU: plans and launches are the real ones, on CPU tensors, and the driver's launch is a function
+that returns. What a device adds (the driver's own 2 to 4 microseconds a launch, torch's allocator) is missing.
+A call is as MACE makes it, of 64 nodes: without gradients; recorded for them; its backward pass, by the
+features alone as for forces and by the weights, too; and the plan alone, without dispatch. Microseconds,
+median with quartiles of blocks of calls that take turns. ``profile`` lists where the time goes.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import os
+import pstats
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 reads a pickle
+
+import torch
+from e3nn import o3
+
+import e3nn_accel
+from e3nn_accel import groupings, launch
+from e3nn_accel.backends.cuda import (
+    CudaBackend,
+    contraction_basis,
+    contraction_kernels,
+    contraction_schedule,
+    indexed_linear_launch,
+    species,
+)
+from e3nn_accel.compile import KernelProgram
+from e3nn_accel.config import Config
+from e3nn_accel.plan import Availability
+
+NODES, SPECIES, CHANNELS = 64, 10, 128
+ROUNDS, CALLS = 25, 100
+Call = Callable[[], Any]
+
+
+class NoProgram:
+    """In place of `LoadedProgram`: its kernels are real but for the driver."""
+
+    def kernel(self, name: str, parameters: str) -> launch.Kernel:
+        """Packs its arguments, and launches nothing."""
+        driver = SimpleNamespace(launchKernel=lambda *arguments: None, funcSetAttribute=lambda *arguments: None)
+        return launch.Kernel(driver, SimpleNamespace(ptr=1), parameters, 0)
+
+
+def no_programs(
+    programs: Sequence[KernelProgram], device: torch.device, config: Config
+) -> tuple[NoProgram, ...]:
+    """In place of `launch.load_all`."""
+    return tuple(NoProgram() for _ in programs)
+
+
+def without_a_device() -> ExitStack:
+    """The cuda backend plans for CPU tensors, and nothing is launched."""
+    stack = ExitStack()
+    changes: list[tuple[Any, str, Any]] = [
+        (CudaBackend, "device_type", "cpu"),
+        (CudaBackend, "available", lambda self: Availability(True)),
+        (launch, "_driver_for_this_thread", lambda: None),
+        (launch, "_current_device", lambda: lambda: 0),
+        (launch, "_current_stream", lambda: lambda index: 0),
+        # on a device, groupings are found again by their tensor and its version, without a look at it
+        (groupings, "_find_in", lambda tensor, version, find: (version, None, find(tensor))),
+    ]
+    for module in (contraction_basis, contraction_kernels, indexed_linear_launch, species):
+        changes.append((module, "load_all", no_programs))
+    for owner, name, value in changes:
+        stack.enter_context(patch.object(owner, name, value))
+    return stack
+
+
+def modules() -> Iterator[tuple[str, Callable[[], torch.nn.Module], tuple[torch.Tensor, ...]]]:
+    """A name, what makes the module, and its arguments."""
+    hidden = o3.Irreps(f"{CHANNELS}x0e+{CHANNELS}x1o")
+    attrs = torch.nn.functional.one_hot(torch.arange(NODES) % SPECIES, SPECIES).float()
+    x = torch.randn(NODES, hidden.dim)
+    species = o3.Irreps(f"{SPECIES}x0e")
+    yield "Linear", lambda: o3.Linear(hidden, hidden), (x,)
+    skip = lambda: o3.FullyConnectedTensorProduct(hidden, species, hidden)  # noqa: E731
+    yield "FullyConnectedTensorProduct", skip, (x, attrs)
+    try:
+        from mace.modules.symmetric_contraction import SymmetricContraction
+    except ImportError:
+        return
+    features = o3.Irreps("+".join(f"{CHANNELS}x{ir}" for ir in ("0e", "1o", "2e", "3o")))
+    yield (
+        "SymmetricContraction",
+        lambda: SymmetricContraction(features, hidden, correlation=3, num_elements=SPECIES),
+        (torch.randn(NODES, CHANNELS, 16), attrs),
+    )
+
+
+def calls_of(
+    make: Callable[[], torch.nn.Module], x: torch.Tensor, *others: torch.Tensor
+) -> dict[str, Call]:
+    """What is timed of a module, by name."""
+    # a weight that `autograd.grad` was asked for once is taken for wanted ever after: not the same module
+    module, another = make(), make()
+    wanting = x.clone().requires_grad_()
+    weights = [p for p in another.parameters() if p.numel()]
+
+    def without_gradients() -> Any:
+        with torch.no_grad():
+            return module(x, *others)
+
+    def backward(out: torch.Tensor, by: list[torch.Tensor]) -> Call:
+        grad = torch.ones_like(out)
+        return lambda: torch.autograd.grad(out, by, grad, retain_graph=True)
+
+    without_gradients()
+    dispatcher = e3nn_accel.switch.active.dispatcher
+    assert dispatcher is not None
+    (outcome,) = dispatcher.runners[module].outcomes.values()
+    assert outcome.plan is not None and outcome.plan.backend == "cuda", outcome.reason
+    target, _ = dispatcher.target_of(module) or (None, None)
+    assert target is not None
+    operands, run = target.bind(module, x, *others).operands, outcome.plan.run
+
+    def plan_alone() -> Any:
+        with torch.no_grad():
+            return run(*operands)
+
+    return {
+        "forward": without_gradients,
+        "its plan": plan_alone,
+        "recorded": lambda: module(wanting, *others),
+        "backward, x": backward(module(wanting, *others), [wanting]),
+        "backward, x and w": backward(another(wanting, *others), [wanting, *weights]),
+        "of it torch's own": backward(wanting.view_as(wanting), [wanting]),
+    }
+
+
+def timed(calls: dict[str, Call]) -> dict[str, list[float]]:
+    """Microseconds a call of each, one number a block; blocks take turns."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(ROUNDS + 2):
+        for name, call in calls.items():
+            started = time.thread_time()
+            for _ in range(CALLS):
+                call()
+            if round_ > 1:
+                found[name].append(1e6 * (time.thread_time() - started) / CALLS)
+    return found
+
+
+def profiled(call: Call) -> None:
+    """Where the time of a call goes."""
+    profile = cProfile.Profile()
+    profile.enable()
+    for _ in range(20 * CALLS):
+        call()
+    profile.disable()
+    pstats.Stats(profile).sort_stats("tottime").print_stats(18)
+
+
+def main(profile: bool) -> None:
+    """Print a row for each call."""
+    torch.set_num_threads(1)
+    with without_a_device():
+        # nothing is computed, so that there is nothing to compare with stock e3nn
+        e3nn_accel.enable(backend="cuda", self_check=False)
+        for name, make, arguments in modules():
+            calls = calls_of(make, *arguments)
+            for what, times in timed(calls).items():
+                low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+                print(f"{name:28} {what:18} {median:7.1f} [{low:.1f}-{high:.1f}]", flush=True)
+                if profile:
+                    profiled(calls[what])
+        e3nn_accel.disable()
+
+
+if __name__ == "__main__":
+    main("profile" in sys.argv[1:])
