@@ -1,8 +1,8 @@
 """MACE's operations on nodes, and on edges one by one: what `bench --ops` times beside tensor products.
 
 Symmetric contractions, linears, and the species-indexed product of the skip connection, with frozen weights
-as in a force call: derivatives are those by the features. Spherical harmonics and the radial embedding of
-edges: derivatives are those by vectors and lengths.
+as in a force call: derivatives are those by the features. Of edges, the radial MLP, spherical harmonics and the
+radial embedding: derivatives are those by its input, vectors and lengths.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ALL = "128x0e+128x1o+128x2e+128x3o"
 CORRELATION = 3
 R_MAX, EXPONENT = 6.0, 5
 """MACE-MP-0's cutoff, in A, and the exponent of its function."""
+RADIAL = (64, 64, 64)
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class NodeOperation:
         name: Of the model and place it stands for.
         kind: What it is.
         irreps_in, irreps_out: Of features; of a contraction, too; of a radial embedding, numbers as scalars.
-        species: How many one-hot node_attrs tell apart; 0 for a linear.
-        share: Of the nodes that the edges asked for have. One on edges has EDGES_A_NODE.
+        species: How many one-hot node_attrs tell apart; 0 for what hasn't any.
+        share: Rows for each of the nodes that the edges asked for have. One on edges has EDGES_A_NODE.
     """
 
     name: str
-    kind: Literal["contraction", "linear", "skip connection", "harmonics", "radial"]
+    kind: Literal["contraction", "linear", "skip connection", "radial MLP", "harmonics", "radial"]
     irreps_in: str
     irreps_out: str
     species: int = 0
@@ -49,6 +50,7 @@ NODE_OPERATIONS = (
     NodeOperation("linear after convolution", "linear", "256x0e+384x1o+384x2e+256x3o", ALL),
     NodeOperation("linear, tutorial", "linear", HIDDEN, HIDDEN, share=2.0),
     NodeOperation("skip connection", "skip connection", HIDDEN, HIDDEN, 89),
+    NodeOperation("radial MLP, layer 2", "radial MLP", "8x0e", "1280x0e", share=EDGES_A_NODE),
     NodeOperation("skip connection, tutorial", "skip connection", HIDDEN, HIDDEN, 20, 2.0),
     NodeOperation("spherical harmonics", "harmonics", "1o", SH3, share=EDGES_A_NODE),
     NodeOperation("radial embedding", "radial", "1x0e", "10x0e", share=EDGES_A_NODE),
@@ -134,6 +136,11 @@ def _module(operation: NodeOperation) -> Any:
     from e3nn import o3
 
     irreps_in, irreps_out = o3.Irreps(operation.irreps_in), o3.Irreps(operation.irreps_out)
+    if operation.kind == "radial MLP":
+        from e3nn.nn import FullyConnectedNet
+
+        widths = [irreps_in.dim, *RADIAL, irreps_out.dim]
+        return FullyConnectedNet(widths, torch.nn.functional.silu)
     if operation.kind == "linear":
         return o3.Linear(irreps_in, irreps_out)
     if operation.kind == "skip connection":
