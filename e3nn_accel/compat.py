@@ -18,6 +18,9 @@ StopRecomputation: type[Exception] = getattr(
 )
 """How torch.utils.checkpoint ends a recomputation early, from within an operation: no failure."""
 
+OutOfMemory: type[Exception] = torch.cuda.OutOfMemoryError
+"""A device's memory is full, for which no plan is to blame."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -89,7 +92,9 @@ def exporting() -> bool:
     if hasattr(torch.compiler, "is_exporting"):
         return bool(torch.compiler.is_exporting())
     dynamo: Any = sys.modules.get("torch._dynamo.symbolic_convert")  # before torch 2.7
-    translator = dynamo and dynamo.InstructionTranslator.current_tx()
+    # `InstructionTranslator.current_tx` raises an AttributeError in a thread that never compiled, which
+    # within a property would say that the property isn't there
+    translator = getattr(getattr(dynamo, "tls", None), "current_tx", None)
     return torch.compiler._is_compiling_flag or bool(translator and translator.export)
 
 

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import logging
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,7 @@ from e3nn_accel import generation
 from e3nn_accel._start._e3nn_accel_boot import when_imported, withdraw
 from e3nn_accel.config import Config
 from e3nn_accel.errors import AccelError, E3nnAccelWarning, FallbackWarning
+from e3nn_accel.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ log = logging.getLogger("e3nn_accel")
 log.addHandler(logging.NullHandler())
 Model = TypeVar("Model", bound="torch.nn.Module")
 
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 
 
 class _Active:

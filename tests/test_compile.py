@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import assert_ran_on_torch
+from comparison import assert_ran_on_torch, usage
 from small_models import (
     BUILD,
     build,
@@ -96,7 +96,10 @@ def prepared() -> Any:
     pytest.importorskip("mace")
     from mace.tools.compile import prepare
 
-    return prepare(mace, allow_autograd=False)().double()
+    try:
+        return prepare(mace, allow_autograd=False)().double()
+    except torch._dynamo.exc.IncorrectUsage as error:  # torch 2.4
+        pytest.skip(f"MACE can't prepare models with this torch: {error}")
 
 
 def names_of(model: torch.nn.Module) -> list[tuple[str, str]]:
@@ -158,7 +161,8 @@ def test_graph_breaks_are_stocks() -> None:
     e3nn_accel.enable(backend="torch")
     assert graphs() == stock
     net(x)
-    assert_ran_on_torch(net[0], "linear", 2)  # traced once, called once
+    assert_ran_on_torch(net[0], "linear")
+    assert usage(net[0])["linear", "torch"] >= 2  # traced, by old torch more than once, and called
 
 
 def test_compiled_before_enabling() -> None:
@@ -186,7 +190,9 @@ def test_exporting(name: str) -> None:
 
     def run() -> tuple[torch.Tensor, list[str]]:
         program = torch.export.export(module, inputs)
-        return program.module()(*inputs), [str(node.target) for node in program.graph.nodes]
+        # before torch 2.5 an input's name tells through which attribute a parameter was found
+        named = [n.op if n.op == "placeholder" else str(n.target) for n in program.graph.nodes]
+        return program.module()(*inputs), [*named, *sorted(program.state_dict)]
 
     stock = outcome(run)
     e3nn_accel.enable()
