@@ -18,6 +18,9 @@ StopRecomputation: type[Exception] = getattr(
 )
 """How torch.utils.checkpoint ends a recomputation early, from within an operation: no failure."""
 
+OutOfMemory: type[Exception] = torch.cuda.OutOfMemoryError
+"""A device's memory is full, for which no plan is to blame."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

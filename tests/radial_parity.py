@@ -63,9 +63,7 @@ def check(module: Any, x: torch.Tensor, dtype: torch.dtype, device: str = "cpu")
     if dtype != torch.float64 or device != "cpu":
         here = x.detach().to(device, dtype).requires_grad_()
     there = here.detach().double().requires_grad_()
-    expected = derivatives(
-        lambda o: module(o["x"]), {"x": there} | dict(module.named_parameters())
-    )
+    expected = derivatives(lambda o: module(o["x"]), {"x": there} | dict(module.named_parameters()))
     with accelerated(self_check=False, backend="cuda"), poisoned_memory():
         found = derivatives(lambda o: ours(o["x"]), {"x": here} | dict(ours.named_parameters()))
         assert usage(ours) == {("radial_mlp", "cuda"): 1}

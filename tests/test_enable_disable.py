@@ -35,12 +35,18 @@ Snapshot = dict[type, dict[str, object]]
 def touched() -> list[type]:
     """Every class that may be changed, with its bases."""
     classes = {base for name in BUILD for base in getattr(o3, name).__mro__}
+    classes |= set(o3.SphericalHarmonics.__mro__)
     with contextlib.suppress(ImportError):
         from mace.modules import blocks, symmetric_contraction
 
         classes |= {*blocks.InteractionBlock.__mro__, *blocks.RealAgnosticInteractionBlock.__mro__}
+        classes |= set(blocks.RadialEmbeddingBlock.__mro__)
         classes |= set(symmetric_contraction.SymmetricContraction.__mro__)
         classes |= set(symmetric_contraction.Contraction.__mro__)
+        from mace.calculators.mace import MACECalculator
+        from mace.modules import models
+
+        classes |= {*models.MACE.__mro__, models.ScaleShiftMACE, MACECalculator}
     return sorted(classes - {object}, key=lambda cls: cls.__qualname__)
 
 

@@ -24,6 +24,7 @@ def test_values_and_derivatives(case: str, dtype: torch.dtype) -> None:
     check(built(case), vectors(70), dtype)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("degree", range(1, 12))
 def test_each_degree(degree: int, dtype: torch.dtype) -> None:

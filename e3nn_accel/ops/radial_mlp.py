@@ -17,7 +17,7 @@ Weights = Sequence[torch.Tensor]
 
 
 class HiddenKernels(Protocol):
-    """What a backend offers; every tensor contiguous: x [edges, in], weights [in, out] of each layer, g [edges, out]."""
+    """What a backend offers, on contiguous tensors: x [edges, in], weights [in, out] of each layer, g [edges, out]."""
 
     def forward(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
         """The last activations, [edges, out]."""
@@ -48,7 +48,9 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> torch.Tensor:
         x, *weights, kernels = given
-        ctx.save_for_backward(x, *weights)  # these and no copies: second derivatives go back to them
+        ctx.save_for_backward(
+            x, *weights
+        )  # these and no copies: second derivatives go back to them
         ctx.kernels = kernels
         ctx.set_materialize_grads(False)
         out: torch.Tensor = kernels.forward(x.contiguous(), [w.contiguous() for w in weights])
