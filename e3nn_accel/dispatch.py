@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +17,12 @@ from e3nn_accel.by_choice import first_tensor, reason_for_stock
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.errors import AccelError, FallbackWarning
+from e3nn_accel.forks import ForkSafeLock
 from e3nn_accel.graphs.calls import ModelCalls
 from e3nn_accel.guard import left_out, own_behaviour, program_transform
 from e3nn_accel.hookspecs import Call, Event, Target
 from e3nn_accel.interception import stock_call, suspended
+from e3nn_accel.neighbours.calls import CalculatorCalls
 from e3nn_accel.plan import PlanContext, Refusal
 from e3nn_accel.registry import Registry
 from e3nn_accel.runner import Departed, Outcome, Runner
@@ -44,10 +46,11 @@ class Dispatcher:
         self.outcomes: dict[tuple[Descriptor, torch.dtype, torch.device, Config], Outcome] = {}
         self.departed = Departed()
         self.targets: dict[type, tuple[Target, Any]] = {}
-        self.planning = threading.RLock()
+        self.planning = ForkSafeLock()
         self.model_calls = ModelCalls(
             lambda model, forward: self.runners.get(model) or self.runner_for(model, forward)
         )
+        self.calculator_calls = CalculatorCalls(self.runner_of_calculator)
 
     def call_for(self, cls: type[torch.nn.Module], target: Target) -> Callable[..., Any]:
         """The ``__call__`` to put on ``cls``, the class of ``target``."""
@@ -88,6 +91,22 @@ class Dispatcher:
     def runner_for(self, module: torch.nn.Module, stock_forward: Any) -> Runner:
         """Make the runner of a module at its first call."""
         config, path = self.settings_of(module)
+        return self._new_runner(module, config, path, stock_forward)
+
+    def runner_of_calculator(self, calculator: Any) -> Runner:
+        """Make the runner of a calculator: what holds for its model holds for it."""
+        found = self.runners.get(calculator)
+        config, _ = self.settings_of(calculator.models[0])
+        return found or self._new_runner(calculator, config, "", None)
+
+    def forget_calls(self) -> None:
+        """Let go what is kept for whole calls: captured graphs, lists of neighbours."""
+        self.model_calls.clear()
+        self.calculator_calls.clear()
+
+    def _new_runner(
+        self, module: Any, config: Config | None, path: str, stock_forward: Any
+    ) -> Runner:
         left = "" if config is None else left_out(config, type(module), path)
         runner = self.runners[module] = Runner(config, path, left, stock_forward)
         # what it did stays in the report; not when the process ends, when its report has been written
@@ -147,12 +166,17 @@ class Dispatcher:
         except Exception as error:
             if isinstance(error, compat.StopRecomputation) or _capturing(call.operands[0]):
                 raise
+            full = isinstance(error, compat.OutOfMemory)
+            if full:
+                traceback.clear_frames(error.__traceback__)  # which have what the plan allocated
             # arguments that stock e3nn refuses, too, end here with stock's own error
             result = self.stock(
                 module, runner, f"{type(error).__name__} in the plan", args, kwargs, call.operation
             )
             if config.strict:
                 raise
+            if full:
+                return result  # no fault of the plan, which may find room at the next call
             self.give_up(
                 outcome, f"failed where stock e3nn succeeds: {type(error).__name__}: {error}"
             )
@@ -188,8 +212,25 @@ class Dispatcher:
                 None,
                 [Refusal("dispatch", "not planned before a CUDA graph was being captured")],
             )
-        outcome = self.preview(module, runner, call.operation, x.dtype, x.device)
-        runner.outcomes[call.operation, x.dtype, x.device] = outcome
+        return self.planned(module, runner, call.operation, x.dtype, x.device)
+
+    def planned(
+        self,
+        module: torch.nn.Module,
+        runner: Runner,
+        operation: str,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Outcome:
+        """What planning comes to, kept for the next calls; not so where the device was full."""
+        try:
+            outcome = self.preview(module, runner, operation, dtype, device)
+        except compat.OutOfMemory as error:
+            assert runner.config is not None
+            if runner.config.strict or runner.config.backend != "auto":
+                raise
+            return Outcome(None, None, [Refusal("dispatch", f"not planned: {error}")])
+        runner.outcomes[operation, dtype, device] = outcome
         return outcome
 
     def preview(

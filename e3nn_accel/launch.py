@@ -18,8 +18,11 @@ from typing import Any
 
 import torch
 
+from e3nn_accel.compat import current_device_function, current_stream_function
 from e3nn_accel.compile import KernelProgram, Toolchain
 from e3nn_accel.config import Config
+from e3nn_accel.device_memory import is_full, with_memory
+from e3nn_accel.forks import ForkSafeLock
 from e3nn_accel.health import registry
 from e3nn_accel.hookspecs import Event
 from e3nn_accel.kernel_cache import Binary
@@ -29,7 +32,7 @@ Dimensions = tuple[int, int, int]
 
 _REGISTERS, _MAX_SHARED = 4, 8  # CUfunction_attribute
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _loaded: dict[tuple[KernelProgram, int], LoadedProgram] = {}
 
 
@@ -47,6 +50,7 @@ def load_all(
 
     Raises:
         CompileError: NVRTC can't compile one of them.
+        torch.cuda.OutOfMemoryError: The device has no room for one of them.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
     programs = [as_plugins_have_it(program) for program in programs]
@@ -94,7 +98,7 @@ class LoadedProgram:
         self._module = Module()
         with torch.cuda.device(index):
             _driver_for_this_thread()
-            self._module.load(binary.image)
+            with_memory(lambda: self._module.load(binary.image), index)
 
     def kernel(self, name: str, parameters: str) -> Kernel:
         """One of its kernels.
@@ -111,9 +115,9 @@ class LoadedProgram:
             raise ValueError(f"{self.program.name} has {self.program.entries}, not {name!r}")
         with torch.cuda.device(self.index):
             driver = _driver_for_this_thread()
-            function = self._module.get_function(name)
+            function = with_memory(lambda: self._module.get_function(name), self.index)
             # A driver that loads lazily does it now and not within a launch that is being captured.
-            driver.funcGetAttribute(_REGISTERS, function.ptr)
+            with_memory(lambda: driver.funcGetAttribute(_REGISTERS, function.ptr), self.index)
         return Kernel(driver, function, parameters, self.index)
 
 
@@ -136,8 +140,8 @@ class Kernel:
         self._pointers = tuple(n for n, letter in enumerate(parameters) if letter == "P")
         self._block = _ArgumentBlock(parameters)
         self._shared_limit = 0
-        self._stream_of = _current_stream()
-        self._current_device = _current_device()
+        self._stream_of = current_stream_function()
+        self._current_device = current_device_function()
 
     def __call__(
         self, grid: Dimensions, block: Dimensions, *arguments: Argument, shared: int = 0
@@ -151,6 +155,9 @@ class Kernel:
             block: Threads of a block, likewise.
             *arguments: One for each parameter.
             shared: Bytes of dynamic shared memory of a block.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: The device has no room for the launch.
         """
         if 0 in grid:
             return
@@ -170,7 +177,13 @@ class Kernel:
         packed = self._block
         packed.pack(*values)
         stream = self._stream_of(self.index)
-        self._launch(self._function, *grid, *block, shared, stream, packed.address, 0)
+        launch = (self._function, *grid, *block, shared, stream, packed.address, 0)
+        try:
+            self._launch(*launch)
+        except Exception as error:
+            if not is_full(error):
+                raise
+            with_memory(lambda: self._launch(*launch), self.index)
 
 
 class _ArgumentBlock(threading.local):
@@ -201,12 +214,3 @@ def _driver_for_this_thread() -> Any:
     if driver.ctxGetCurrent() == 0:
         runtime.memGetInfo()  # any call of the run-time library makes the device's context current
     return driver
-
-
-def _current_stream() -> Callable[[int], int]:
-    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as torch's own Triton kernels do
-    return raw or (lambda index: int(torch.cuda.current_stream(index).cuda_stream))
-
-
-def _current_device() -> Callable[[], int]:
-    return getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.current_device

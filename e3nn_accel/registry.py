@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pluggy
 import torch
 
-from e3nn_accel import hookspecs
+from e3nn_accel import compat, hookspecs
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.hookspecs import Event, HealthCheck, KernelSource, Target
@@ -251,6 +251,8 @@ def _available(backend: Backend) -> Availability:
 def _ask(backend: Backend, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
     try:
         answer: object = backend.plan(descriptor, context)
+    except compat.OutOfMemory:
+        raise  # of the device, not of the backend
     except Exception as error:
         log.info("backend %s failed to plan %s", backend.name, descriptor, exc_info=True)
         return Refusal(backend.name, f"{type(error).__name__}: {error}")

@@ -15,6 +15,10 @@ from e3nn_accel._version import __version__
 from e3nn_accel.config import Config, Precision
 from e3nn_accel.errors import FallbackWarning
 from e3nn_accel.graphs import MODEL_CALL
+from e3nn_accel.neighbours import NEIGHBOURS
+
+AROUND_OPERATIONS = (MODEL_CALL, NEIGHBOURS)
+"""What is reported besides operations."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,10 @@ class Row:
     Attributes:
         path: The module's name in its model (`explain`), or empty (`report`).
         cls: Class name.
-        operation: linear, tensor_product, convolution or contraction; empty where it wasn't reached; "model"
-            for whole calls of a model on a GPU.
-        backend: The backend that runs it, or "e3nn"; of a model "graph" or "eager".
+        operation: linear, tensor_product, convolution, contraction, radial_mlp, spherical_harmonics or
+            radial_embedding; empty where it wasn't reached; "model" for whole calls of a model on a GPU,
+            "neighbours" for the batches of a calculator.
+        backend: The backend that runs it, or "e3nn"; of a model "graph" or "eager", of batches "verlet" or "mace".
         detail: The plan's strategy, or the reason of the fallback.
         modules: How many modules.
         calls: How many calls.
@@ -80,24 +85,22 @@ def report() -> Report:
     dispatcher = switch.active.dispatcher or switch.active.previous
     if dispatcher is None:
         return Report(f"e3nn_accel {__version__}: {_state()}", ())
-    from e3nn_accel.runner import (
-        Total,
-        Totals,
-        total,
-    )  # torch is here; not in every process that ends
+    import torch  # not in every process that ends
+
+    from e3nn_accel.runner import Total, Totals, total
 
     totals, gone, called = Totals(Total), dispatcher.departed, set()
     for key, of_gone in list(gone.totals.items()):
         totals[key].add(of_gone, of_gone.modules)
     for module, runner in list(dispatcher.runners.items()):
         if runner.usage:
-            called.add(id(module))
+            called |= {id(module)} if isinstance(module, torch.nn.Module) else set()
             total(totals, type(module).__name__, runner)
     rows = [
         Row("", *key, found.modules, found.calls, found.seconds) for key, found in totals.items()
     ]
     rows.sort(key=lambda row: (row.backend == "e3nn", row.cls, row.operation, -row.calls))
-    operations = [row for row in rows if row.operation != MODEL_CALL]
+    operations = [row for row in rows if row.operation not in AROUND_OPERATIONS]
     accelerated = sum(row.calls for row in operations if row.backend != "e3nn")
     calls = sum(row.calls for row in operations)
     seen = gone.modules + len(called | {id(module) for module in switch.active.seen})
@@ -201,7 +204,7 @@ def _fused_by_its_block(model: Any, path: str) -> bool:
 def at_exit(config: Config) -> None:
     """Print or write the report as E3NN_ACCEL_REPORT asks; warn where nothing at all was accelerated."""
     result = report()
-    operations = [row for row in result.rows if row.operation != MODEL_CALL]
+    operations = [row for row in result.rows if row.operation not in AROUND_OPERATIONS]
     if operations and len(result.fallbacks) == len(operations):
         top = max(operations, key=lambda row: row.calls)
         warnings.warn(

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from e3nn_accel import compat
 from e3nn_accel.config import Precision
 from e3nn_accel.hookspecs import Call
 from e3nn_accel.interception import stock_call, suspend
@@ -41,15 +42,24 @@ def compare(
 
     Returns:
         A sentence that starts with `SKIPPED` where the module can't be run as a copy.
+
+    Raises:
+        OutOfMemory: The device is full, which says nothing about the plan.
     """
     findings: list[str] = []
+    full: list[Exception] = []
 
     def check() -> None:
-        findings.append(_compare(plan, module, operation, dtype, device))
+        try:
+            findings.append(_compare(plan, module, operation, dtype, device))
+        except compat.OutOfMemory as error:
+            full.append(error)
 
     thread = threading.Thread(target=check, name="e3nn_accel self-check")
     thread.start()
     thread.join()
+    if full:
+        raise full[0]
     return findings[0] if findings else "the self-check itself failed"
 
 
@@ -61,13 +71,23 @@ def _compare(
             stock = _randomised(_copy_of(module), dtype, device)
             inputs = _random_inputs(stock, operation, dtype, device)
             expected, leaves = _stock(stock, operation, inputs)
+        except compat.OutOfMemory:
+            raise
         except Exception as error:
             return f"{SKIPPED} on a small batch ({type(error).__name__}: {error})"
         try:
             found = plan.run(*_operands(stock, operation, inputs))
+        except compat.OutOfMemory:
+            raise
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        return _differences(found, expected, leaves, _tolerance(dtype, plan))
+        try:
+            stocks = _stock_gradients(expected, leaves)
+        except compat.OutOfMemory:
+            raise
+        except Exception as error:  # autograd itself, in a child process forked after CUDA was used
+            return f"{SKIPPED} backward ({type(error).__name__}: {error})"
+        return _differences(found, expected, leaves, stocks, _tolerance(dtype, plan))
 
 
 def compare_call(module: torch.nn.Module, call: Call, found: torch.Tensor, plan: Plan) -> str:
@@ -240,20 +260,38 @@ def _operands(
     return inputs
 
 
+def _direction(like: torch.Tensor) -> torch.Tensor:
+    return _randn(like.shape, _generator(), like.dtype, like.device)
+
+
+def _stock_gradients(
+    expected: torch.Tensor, leaves: dict[str, torch.Tensor]
+) -> Sequence[torch.Tensor | None]:
+    if not leaves or not expected.requires_grad:
+        return ()
+    tensors = list(leaves.values())
+    return torch.autograd.grad(expected, tensors, _direction(expected), allow_unused=True)
+
+
 def _differences(
-    found: torch.Tensor, expected: torch.Tensor, leaves: dict[str, torch.Tensor], tolerance: float
+    found: torch.Tensor,
+    expected: torch.Tensor,
+    leaves: dict[str, torch.Tensor],
+    stocks: Sequence[torch.Tensor | None],
+    tolerance: float,
 ) -> str:
     finding = _difference("value", found, expected, tolerance)
-    if finding or not leaves or not expected.requires_grad:
+    if finding or not stocks:
         return finding
-    direction = _randn(expected.shape, _generator(), expected.dtype, expected.device)
     tensors = list(leaves.values())
-    ours = (
-        torch.autograd.grad(found, tensors, direction, allow_unused=True)
-        if found.requires_grad
-        else [None] * len(tensors)
-    )
-    stocks = torch.autograd.grad(expected, tensors, direction, allow_unused=True)
+    ours: Sequence[torch.Tensor | None] = [None] * len(tensors)
+    if found.requires_grad:
+        try:
+            ours = torch.autograd.grad(found, tensors, _direction(expected), allow_unused=True)
+        except compat.OutOfMemory:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__} backward: {error}"
     for name, leaf, a, b in zip(leaves, tensors, ours, stocks, strict=True):
         a = torch.zeros_like(leaf) if a is None else a
         b = torch.zeros_like(leaf) if b is None else b

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import logging
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,7 @@ from e3nn_accel import generation
 from e3nn_accel._start._e3nn_accel_boot import when_imported, withdraw
 from e3nn_accel.config import Config
 from e3nn_accel.errors import AccelError, E3nnAccelWarning, FallbackWarning
+from e3nn_accel.forks import ForkSafeLock
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ log = logging.getLogger("e3nn_accel")
 log.addHandler(logging.NullHandler())
 Model = TypeVar("Model", bound="torch.nn.Module")
 
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 
 
 class _Active:
@@ -142,7 +142,7 @@ def _switch(config: Config | None) -> None:
             _report_at_exit(config)
         if active.dispatcher is not None:
             active.dispatcher.runners.clear()  # every module is planned anew at its next call
-            active.dispatcher.model_calls.clear()
+            active.dispatcher.forget_calls()
             if config is not None and config.blocked_plugins != active.dispatcher.registry.blocked:
                 _remove()
         wait = active.interception is None
@@ -185,7 +185,7 @@ def _install(config: Config, registry: Registry) -> None:
     """Wrap what is imported; the rest is wrapped when its module is imported."""
     from e3nn_accel.dispatch import Dispatcher
     from e3nn_accel.interception import Interception
-    from e3nn_accel.patches import mace, mace_models
+    from e3nn_accel.patches import mace, mace_calculator, mace_models
 
     active.dispatcher = Dispatcher(registry, active.settings_of)
     active.interception = Interception()
@@ -195,6 +195,8 @@ def _install(config: Config, registry: Registry) -> None:
     _change_when_imported(f"{mace.MODULE}:{mace.CLASS}", _fuse_blocks)
     for name in mace_models.CLASSES:
         _change_when_imported(f"{mace_models.MODULE}:{name}", _replay_calls)
+    path = f"{mace_calculator.MODULE}:{mace_calculator.CLASS}"
+    _change_when_imported(path, _reuse_neighbours)
     log.info("enabled: %s", config)
 
 
@@ -261,6 +263,20 @@ def _replay_calls(model: type) -> None:
         active.interception.set(model, "__call__", call)
 
 
+def _reuse_neighbours(calculator: type) -> None:
+    from e3nn_accel.patches import mace_calculator
+
+    assert active.dispatcher is not None
+    assert active.interception is not None
+    reason = mace_calculator.unknown()
+    if reason:
+        active.dispatcher.registry.problems[mace_calculator.CLASS] = reason
+    elif not active.interception.has(calculator):
+        calls = active.dispatcher.calculator_calls
+        for name, method in mace_calculator.methods_for(calculator, calls).items():
+            active.interception.set(calculator, name, method)
+
+
 def _remove() -> None:
     for cancel in active.cancel:
         cancel()
@@ -269,7 +285,7 @@ def _remove() -> None:
         active.interception.undo()
     dispatcher = active.dispatcher
     if dispatcher is not None:
-        dispatcher.model_calls.clear()
+        dispatcher.forget_calls()
     if dispatcher is not None and any(r.usage for r in list(dispatcher.runners.values())):
         active.previous = dispatcher
     active.interception = active.dispatcher = None

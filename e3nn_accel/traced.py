@@ -133,8 +133,7 @@ def _plan_name(
     if reason:
         runner.count(operation, "e3nn", reason)
         return ""
-    outcome = _untraced(lambda: dispatcher.preview(module, runner, operation, dtype, device))
-    runner.outcomes[operation, dtype, device] = outcome
+    outcome = _untraced(lambda: dispatcher.planned(module, runner, operation, dtype, device))
     if outcome.plan is None:
         runner.count(operation, "e3nn", outcome.reason)
         if config.strict or config.backend != "auto":
@@ -196,9 +195,8 @@ def _fuses(dispatcher: Dispatcher, product: torch.nn.Module) -> bool:
     assert found is not None
     runner = dispatcher.runners.get(product) or dispatcher.runner_for(product, found[1])
     outcome = _untraced(
-        lambda: dispatcher.preview(product, runner, "convolution", mask.dtype, mask.device)
+        lambda: dispatcher.planned(product, runner, "convolution", mask.dtype, mask.device)
     )
-    runner.outcomes["convolution", mask.dtype, mask.device] = outcome
     return outcome.plan is not None and not _better_fused(product, outcome.plan, config)
 
 

@@ -87,6 +87,13 @@ VARIABLES: tuple[Variable, ...] = (
         "stays what it is; `e3nn-accel verify` shows the error of forces",
     ),
     Variable(
+        "E3NN_ACCEL_NEIGHBOURS",
+        "auto, 0, 1",
+        "auto",
+        "find the neighbours of a MACECalculator's structure from those of its last one; auto: once it is "
+        "seen to move slowly; 1: from its second call; 0: never",
+    ),
+    Variable(
         "E3NN_ACCEL_CACHE_DIR",
         "a folder",
         "unset",

@@ -74,7 +74,7 @@ radial_gradient(const real* __restrict__ g, const real* __restrict__ lengths, co
     const real r = lengths[edge];
     const Cutoff cutoff(r, *r_max, (int)*p);
     real sum = 0;
-#pragma unroll 2
+#pragma unroll 1
     for (int n = 0; n < BASIS; n++) {
         const Bessel bessel(weights[n], r);
         sum += g[edge * BASIS + n] * (bessel.db * cutoff.f + bessel.b * cutoff.df);
@@ -92,7 +92,7 @@ radial_second(const real* __restrict__ g, const real* __restrict__ lengths, cons
     const real r = lengths[edge], scale = *prefactor * h[edge];
     const Cutoff cutoff(r, *r_max, (int)*p);
     real sum = 0;
-#pragma unroll 2
+#pragma unroll 1
     for (int n = 0; n < BASIS; n++) {
         const Bessel bessel(weights[n], r);
         if (dg) dg[edge * BASIS + n] = scale * (bessel.db * cutoff.f + bessel.b * cutoff.df);

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from convolution_parity import every_path
@@ -13,7 +14,8 @@ from e3nn.nn import FullyConnectedNet
 from mace_parts import Contraction
 
 from e3nn_accel.backends.cuda import contraction as contraction_plan
-from e3nn_accel.backends.cuda import indexed_linear, linear, radial_mlp
+from e3nn_accel.backends.cuda import indexed_linear, linear, radial_embedding, radial_mlp
+from e3nn_accel.backends.cuda import spherical_harmonics as harmonics_plan
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config, Precision
@@ -21,7 +23,9 @@ from e3nn_accel.descriptor import (
     ContractionDescriptor,
     ConvolutionDescriptor,
     LinearDescriptor,
+    RadialEmbeddingDescriptor,
     RadialMlpDescriptor,
+    SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
 from e3nn_accel.health import registry
@@ -151,6 +155,35 @@ def _contraction(shape: Contraction, dtype: torch.dtype, architecture: int) -> l
     return list(plan.programs)
 
 
+def spherical_harmonics(degrees: int) -> Programs:
+    """Of all degrees up to one, of directions."""
+    return partial(_spherical_harmonics, degrees)
+
+
+def _spherical_harmonics(
+    highest: int, dtype: torch.dtype, architecture: int
+) -> list[KernelProgram]:
+    d = SphericalHarmonicsDescriptor(tuple(range(highest + 1)), True, "component")
+    return _programs_of(harmonics_plan.plan, d, dtype, architecture)
+
+
+def _radial_embedding(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    d = RadialEmbeddingDescriptor(10, True)
+    return _programs_of(radial_embedding.plan, d, dtype, architecture)
+
+
+def _programs_of(
+    plan: Callable[[Any, PlanContext], object],
+    descriptor: object,
+    dtype: torch.dtype,
+    architecture: int,
+) -> list[KernelProgram]:
+    context = PlanContext(dtype, torch.device("cuda", 0), Config(), architecture)
+    found = plan(descriptor, context)
+    assert isinstance(found, Plan), found
+    return list(found.programs)
+
+
 PLANS = {
     "MACE layer 1": RecordedPlan(convolution("128x0e", SH, SH), BOTH),
     "MACE layer 2": RecordedPlan(
@@ -199,4 +232,7 @@ PLANS = {
     "contraction, MACE large": RecordedPlan(
         contraction("0e+1o+2e"), architectures=(90,), takes_long=True, of_mace=True
     ),
+    "spherical harmonics, MACE": RecordedPlan(spherical_harmonics(3), BOTH),
+    "spherical harmonics up to 11": RecordedPlan(spherical_harmonics(11), BOTH, (90,)),
+    "radial embedding": RecordedPlan(_radial_embedding, BOTH),
 }

@@ -7,18 +7,18 @@ sharing groupings of edges and species) happens when it runs, as without torch.c
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import torch
 
 from e3nn_accel import compat
+from e3nn_accel.forks import ForkSafeLock
 from e3nn_accel.ops.derivatives import function_of, gradient_of
 
 SCHEMA = "run(Tensor[] operands, str function) -> Tensor[]"
 
 _library: torch.library.Library | None = None
-_registering = threading.Lock()
+_registering = ForkSafeLock()
 
 
 def register() -> None:

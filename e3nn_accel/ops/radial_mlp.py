@@ -17,7 +17,7 @@ Weights = Sequence[torch.Tensor]
 
 
 class HiddenKernels(Protocol):
-    """What a backend offers; every tensor contiguous: x [edges, in], weights [in, out] of each layer, g [edges, out]."""
+    """What a backend offers, on contiguous tensors: x [edges, in], weights [in, out] of each layer, g [edges, out]."""
 
     def forward(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
         """The last activations, [edges, out]."""

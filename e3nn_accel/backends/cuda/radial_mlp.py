@@ -20,7 +20,7 @@ from e3nn_accel.descriptor import (
     RadialLayer,
     RadialMlpDescriptor,
 )
-from e3nn_accel.layout import flat_rows
+from e3nn_accel.layout import flat, flat_rows, unflat
 from e3nn_accel.ops.radial_mlp import hidden_layers
 from e3nn_accel.ops.weighted import weighted
 from e3nn_accel.plan import Plan, PlanContext, Refusal
@@ -36,7 +36,7 @@ def plan(d: RadialMlpDescriptor, context: PlanContext) -> Plan | Refusal:
     left_to_torch = too_large(hidden, context) if hidden else "none"
     kernels = None if left_to_torch else RadialMlpKernels(hidden, str(d), context)
     shapes = [(layer.width_in, layer.width_out) for layer in d.layers]
-    width_in, width_out = d.widths[0], d.widths[-1]
+    width_in = d.widths[0]
 
     def run(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         if x.shape[-1] != width_in or [tuple(w.shape) for w in weights] != shapes:
@@ -44,8 +44,8 @@ def plan(d: RadialMlpDescriptor, context: PlanContext) -> Plan | Refusal:
         leading = x.shape[:-1]
         x, inner = flat_rows(x, leading, width_in), weights[:-1]
         x = hidden_layers(x, inner, kernels) if kernels else run_layers(hidden, x, inner)
-        out = weighted(x, weights[-1].reshape(-1), call)
-        return activated(last, out).reshape(*leading, width_out)
+        out = weighted(x, flat(weights[-1]), call)
+        return unflat(activated(last, out), leading)
 
     rounded = call.kernels.rounded_to
     last_one = products_in(rounded, "its products")

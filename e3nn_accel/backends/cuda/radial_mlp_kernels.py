@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from e3nn_accel.backends.cuda.tensor_product_plan import array, defines
 from e3nn_accel.backends.torch.radial_mlp import run_layers
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import RadialLayer
-from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.launch import Kernel, load_all, multiprocessors
 from e3nn_accel.plan import PlanContext
 
 THREADS = 128
@@ -25,6 +25,8 @@ SLOPES = 128
 SHARED_OF = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, 110: 227}
 """KiB of shared memory that a block may have, by compute capability."""
 LEAST_SHARED, ON_THE_HOST = 99, 90
+MULTIPROCESSOR, RESERVED = 228 * 1024, 1024
+"""Bytes of shared memory of a large one, and those of each block that are the system's."""
 FORWARD, INPUT, ALL = "forward", "to_input", "to_all"
 GRADIENTS = {FORWARD: 0, INPUT: 1, ALL: 2}
 ENTRIES = {
@@ -50,16 +52,19 @@ class Cut(NamedTuple):
 
 def cut(widths: Sequence[int], bytes_each: int, kind: str) -> Cut:
     """Of hidden layers with these widths, the input's first; as radial_mlp.cu lays out its memory."""
-    pitches = [_up_to(widths[0], 32), *(_up_to(w, TILE) for w in widths[1:])]
-    weights = sum(
-        _up_to(into, DEPTH) * pitch for into, pitch in zip(widths[:-1], pitches[1:], strict=True)
-    )
-    wide = max(pitches) > TILE
+    weights = sum(_up_to(a, DEPTH) * _up_to(b, TILE) for a, b in pairwise(widths))
+    wide = max(widths) > TILE
     rows = 32 if bytes_each == 8 or wide else 64
-    kept = sum(pitches[:-1]) if kind == ALL else 0
-    shared = (weights + rows * (kept + max(pitches))) * bytes_each
-    blocks = 1 if wide or bytes_each == 8 else 3 if kind == FORWARD else 2
+    shared = (weights + rows * shared_of_a_row(widths, kind)) * bytes_each
+    most = 3 if kind == FORWARD and rows == 64 else 2  # with the registers that they take
+    blocks = max(1, min(most, MULTIPROCESSOR // (shared + RESERVED)))
     return Cut(rows, blocks, shared)
+
+
+def shared_of_a_row(widths: Sequence[int], kind: str) -> int:
+    """Numbers that an edge has in shared memory: all activations, where weights want gradients, and the widest."""
+    pitches = [_up_to(widths[0], 32), *(_up_to(w, TILE) for w in widths[1:])]
+    return (sum(pitches[:-1]) if kind == ALL else 0) + max(pitches)
 
 
 def too_large(layers: Sequence[RadialLayer], context: PlanContext) -> str:
@@ -169,14 +174,6 @@ class RadialMlpKernels:
             for part, w, want in zip(parts, weights, wanted[1:], strict=True)
         ]
         return (dx, *found)
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Of a CUDA device; a few of any other."""
-    if device.type != "cuda":
-        return 2
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _four(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
