@@ -34,7 +34,6 @@ from e3nn_accel.backends.cuda import (
     CudaBackend,
     contraction_basis,
     contraction_kernels,
-    contraction_schedule,
     indexed_linear_launch,
     species,
 )
@@ -52,7 +51,9 @@ class NoProgram:
 
     def kernel(self, name: str, parameters: str) -> launch.Kernel:
         """Packs its arguments, and launches nothing."""
-        driver = SimpleNamespace(launchKernel=lambda *arguments: None, funcSetAttribute=lambda *arguments: None)
+        driver = SimpleNamespace(
+            launchKernel=lambda *arguments: None, funcSetAttribute=lambda *arguments: None
+        )
         return launch.Kernel(driver, SimpleNamespace(ptr=1), parameters, 0)
 
 

@@ -51,9 +51,7 @@ class _Rows(NamedTuple):
         """Of kernels for numbers of this type."""
         layout = side.layout(8 if real == "double" else 4, of_weights=False)
         row, items = side.out_row, len(side.row_items())
-        return cls(
-            row, side.covered == row, items, layout.rows // side.widest, side.species + 1
-        )
+        return cls(row, side.covered == row, items, layout.rows // side.widest, side.species + 1)
 
 
 class IndexedLinearKernels:
