@@ -1,5 +1,7 @@
 # make demo   the shipped checkpoint: what is accelerated, is it right, how fast is it
 # make test   the tests, twice: e3nn 0.4 with MACE, and e3nn 0.6 without
+# make test-others   packages built on e3nn, and programs around MACE, with ours and without
+# make test-versions   every e3nn with the oldest and the newest torch (needs nox)
 # make lint   ruff and mypy
 # make test-gpu   the tests of the kernels, on an NVIDIA GPU
 # make sanitize   some of them under compute-sanitizer (from the CUDA toolkit)
@@ -12,6 +14,7 @@ PYTHON      ?= python3
 TORCH       ?= torch==2.13.0
 VENV        ?= .venv
 VENV_E3NN06 ?= .venv-e3nn06
+VENV_OTHERS ?= .venv-others
 CHECKPOINT  ?= examples/water_ethanol/water_ethanol.model
 STRUCTURES  ?= examples/water_ethanol/structures.xyz
 MARKERS     ?= not slow
@@ -31,7 +34,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -n $(WORKERS) \
 	-m "$(2)" $(PYTEST_ARGS)
 
-.PHONY: demo test test-mace test-e3nn06 test-gpu sanitize suites lint environments clean
+.PHONY: demo test test-mace test-e3nn06 test-others test-versions test-gpu sanitize suites lint environments clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/e3nn-accel verify $(CHECKPOINT) --structures $(STRUCTURES)
@@ -45,6 +48,15 @@ test-mace: $(VENV)/installed
 
 test-e3nn06: $(VENV_E3NN06)/installed
 	$(call PYTEST,$(VENV_E3NN06),$(MARKERS_06))
+
+# In two environments, since the packages need different e3nn; each skips what the other has. A file's
+# tests share the runs of its program, so a file stays with one worker.
+test-others: $(VENV_OTHERS)-e3nn04/installed $(VENV_OTHERS)-e3nn06/installed
+	$(call PYTEST,$(VENV_OTHERS)-e3nn04,) --dist loadfile tests/others
+	$(call PYTEST,$(VENV_OTHERS)-e3nn06,) --dist loadfile tests/others
+
+test-versions:
+	$(PYTHON) -m nox -s versions $(if $(TORCH_INDEX),-- --torch-index $(lastword $(TORCH_INDEX)))
 
 test-gpu: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -q -m gpu $(PYTEST_ARGS) tests/gpu
@@ -89,5 +101,12 @@ $(VENV_E3NN06)/installed: pyproject.toml
 	@$(VENV_E3NN06)/bin/python $(PIP_INSTALL) -e ".[cli,test]" "e3nn==0.6.*"
 	@touch $@
 
+$(VENV_OTHERS)-%/installed: pyproject.toml
+	@echo "installing into $(VENV_OTHERS)-$* (some minutes the first time)"
+	@$(PYTHON) -m venv $(VENV_OTHERS)-$*
+	@$(VENV_OTHERS)-$*/bin/python $(PIP_INSTALL) "$(TORCH)" $(TORCH_INDEX)
+	@$(VENV_OTHERS)-$*/bin/python $(PIP_INSTALL) -e ".[test,others-$*]" "$(TORCH)"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_E3NN06) $(SUITES)
+	rm -rf $(VENV) $(VENV_E3NN06) $(VENV_OTHERS)-* $(SUITES)

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from e3nn_accel.backends.cuda import CudaBackend
 from e3nn_accel.backends.torch import TorchBackend
 from e3nn_accel.hookspecs import HealthCheck, hookimpl
-from e3nn_accel.patches import linear, symmetric_contraction, tensor_product
+from e3nn_accel.patches import (
+    linear,
+    radial_embedding,
+    radial_mlp,
+    spherical_harmonics,
+    symmetric_contraction,
+    tensor_product,
+)
 from e3nn_accel.plan import Backend
 
 
@@ -38,6 +45,9 @@ PLUGINS: dict[str, object] = {
     "linear": linear,
     "tensor_product": tensor_product,
     "symmetric_contraction": symmetric_contraction,
+    "radial_mlp": radial_mlp,
+    "spherical_harmonics": spherical_harmonics,
+    "radial_embedding": radial_embedding,
     "torch": _TorchPlugin(),
     "cuda": _CudaPlugin(),
     "health": _HealthPlugin(),

@@ -87,12 +87,31 @@ def run_while_tracing(function: Function) -> Function:
     return function
 
 
+COMPILER_TRACES_CALLS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5)
+"""Whether torch.compile takes a module's ``__call__``; torch 2.4 goes from a module to its forward, so that
+what it compiles is stock e3nn."""
+
+
+def compiling_forwards() -> bool:
+    """Whether torch.compile is tracing, and goes past ``__call__``."""
+    return not COMPILER_TRACES_CALLS and _translator() is not None
+
+
+def _translator() -> Any:
+    """What torch._dynamo traces with in this thread, or None.
+
+    `InstructionTranslator.current_tx` raises an AttributeError in a thread that never compiled, which
+    within a property would say that the property isn't there.
+    """
+    dynamo: Any = sys.modules.get("torch._dynamo.symbolic_convert")
+    return getattr(getattr(dynamo, "tls", None), "current_tx", None)
+
+
 def exporting() -> bool:
     """Whether torch.export is tracing; to be asked from functions that torch.compile doesn't trace."""
     if hasattr(torch.compiler, "is_exporting"):
         return bool(torch.compiler.is_exporting())
-    dynamo: Any = sys.modules.get("torch._dynamo.symbolic_convert")  # before torch 2.7
-    translator = dynamo and dynamo.InstructionTranslator.current_tx()
+    translator = _translator()  # before torch 2.7
     return torch.compiler._is_compiling_flag or bool(translator and translator.export)
 
 
@@ -148,6 +167,17 @@ def original_forward(cls: type[torch.nn.Module]) -> Any:
 def version_counter(tensor: torch.Tensor) -> int | None:
     """How often the tensor was written in place, or None where torch doesn't count (inference tensors)."""
     return None if tensor.is_inference() else int(tensor._version)
+
+
+def current_stream_function() -> Callable[[int], int]:
+    """The quickest way to the address of a device's current CUDA stream."""
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as torch's own Triton kernels do
+    return raw or (lambda index: int(torch.cuda.current_stream(index).cuda_stream))
+
+
+def current_device_function() -> Callable[[], int]:
+    """The quickest way to the index of the current CUDA device."""
+    return getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.current_device
 
 
 def dispatch_mode_active() -> bool:

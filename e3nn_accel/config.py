@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 from e3nn_accel.errors import E3nnAccelWarning
 from e3nn_accel.variables import VARIABLES, Variable
 
-__all__ = ["VARIABLES", "Config", "GraphMode", "LogLevel", "Variable"]
+__all__ = ["VARIABLES", "Config", "GraphMode", "LogLevel", "NeighboursMode", "Variable"]
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 GraphMode = Literal["auto", "0", "1"]
+NeighboursMode = Literal["auto", "0", "1"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Config:
         deterministic: Equal calls give equal bits; otherwise kernels may use float atomics.
         graph: Whether whole calls of MACE models on a GPU are captured in CUDA graphs: "auto" where parameters
             are frozen, "1" (True) also where they aren't, results then detached; "0" (False) never.
+        neighbours: Whether batches of a MACECalculator reuse the neighbours of the last ones: "auto" once a
+            structure is seen to move slowly, "1" (True) from its second call, "0" (False) never.
         cache_dir: Where compiled kernels are kept; None: the user's cache folder.
         dump: A folder for the source and the resources of every kernel that is used, or None.
         sources: For each field that the environment set, the variable it came from.
@@ -57,6 +60,7 @@ class Config:
     self_check: bool = True
     deterministic: bool = True
     graph: GraphMode = "auto"
+    neighbours: NeighboursMode = "auto"
     cache_dir: str | None = None
     dump: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -76,8 +80,9 @@ class Config:
             if name in options:
                 given = options[name]
                 options[name] = (given,) if isinstance(given, str) else tuple(given)
-        if "graph" in options:
-            options["graph"] = _graph_mode(options["graph"])
+        for name in ("graph", "neighbours"):
+            if name in options:
+                options[name] = _mode(name, options[name])
         changed = dataclasses.replace(self, **options)
         if changed.log is not None and changed.log not in get_args(LogLevel):
             raise ValueError(f"log must be one of {get_args(LogLevel)}, got {changed.log!r}")
@@ -130,10 +135,10 @@ def _one_of(*values: str) -> Any:
     return parse
 
 
-def _graph_mode(given: object) -> str:
+def _mode(name: str, given: object) -> str:
     text = str(int(given)) if isinstance(given, bool) else str(given)
     if text not in get_args(GraphMode):
-        raise ValueError(f"graph must be one of {get_args(GraphMode)}, got {given!r}")
+        raise ValueError(f"{name} must be one of {get_args(GraphMode)}, got {given!r}")
     return text
 
 
@@ -162,6 +167,7 @@ _READERS: dict[str, tuple[str, Any]] = {
     "self_check": ("E3NN_ACCEL_SELF_CHECK", _flag),
     "deterministic": ("E3NN_ACCEL_DETERMINISTIC", _flag),
     "graph": ("E3NN_ACCEL_GRAPH", _one_of(*get_args(GraphMode))),
+    "neighbours": ("E3NN_ACCEL_NEIGHBOURS", _one_of(*get_args(NeighboursMode))),
     "cache_dir": ("E3NN_ACCEL_CACHE_DIR", str),
     "dump": ("E3NN_ACCEL_DUMP", str),
 }

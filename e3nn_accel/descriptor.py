@@ -237,6 +237,81 @@ class ContractionDescriptor:
         )
 
 
+@dataclass(frozen=True)
+class RadialLayer:
+    """One layer of a radial MLP: gain * act(scale * x @ W).
+
+    Attributes:
+        activation: "identity", "silu", "tanh", "relu" or "sigmoid".
+        gain: What normalises the activation, and the output's variance.
+    """
+
+    width_in: int
+    width_out: int
+    scale: float
+    activation: str
+    gain: float
+
+
+@dataclass(frozen=True)
+class RadialMlpDescriptor:
+    """``e3nn.nn.FullyConnectedNet``: its layers one after the other."""
+
+    layers: tuple[RadialLayer, ...]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the input and of each layer's output."""
+        return (self.layers[0].width_in, *(layer.width_out for layer in self.layers))
+
+    def __str__(self) -> str:
+        acts = "/".join(sorted({layer.activation for layer in self.layers[:-1]})) or "no activation"
+        return f"radial MLP {'-'.join(map(str, self.widths))}, {acts}"
+
+
+@dataclass(frozen=True)
+class SphericalHarmonicsDescriptor:
+    """``o3.SphericalHarmonics``: the real spherical harmonics of these degrees, in their order, of vectors.
+
+    Attributes:
+        normalize: Whether vectors are divided by their length first.
+        normalization: Of the components: "component", "norm" or "integral".
+    """
+
+    degrees: tuple[int, ...]
+    normalize: bool
+    normalization: str
+
+    def __str__(self) -> str:
+        of = "directions" if self.normalize else "vectors"
+        degrees = "+".join(map(str, self.degrees))
+        return f"spherical harmonics l={degrees} of {of}, {self.normalization}"
+
+
+@dataclass(frozen=True)
+class RadialEmbeddingDescriptor:
+    """MACE's RadialEmbeddingBlock of Bessel functions: out[e,n] = c sin(w_n r) / r * f(r), f the polynomial cutoff.
+
+    All of w, c, r_max and the exponent p are operands.
+
+    Attributes:
+        basis: Number of functions.
+        integer_exponent: Whether p is kept as an integer (int32), or in the dtype of the lengths.
+    """
+
+    basis: int
+    integer_exponent: bool
+
+    def __str__(self) -> str:
+        return f"radial embedding, {self.basis} Bessel functions"
+
+
 Descriptor = (
-    LinearDescriptor | TensorProductDescriptor | ConvolutionDescriptor | ContractionDescriptor
+    LinearDescriptor
+    | TensorProductDescriptor
+    | ConvolutionDescriptor
+    | ContractionDescriptor
+    | RadialMlpDescriptor
+    | SphericalHarmonicsDescriptor
+    | RadialEmbeddingDescriptor
 )

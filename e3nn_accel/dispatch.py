@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary, finalize
 import torch
 
 from e3nn_accel import compat, generation, selfcheck
+from e3nn_accel.by_choice import first_tensor, reason_for_stock
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.errors import AccelError, FallbackWarning
@@ -21,6 +22,7 @@ from e3nn_accel.graphs.calls import ModelCalls
 from e3nn_accel.guard import left_out, own_behaviour, program_transform
 from e3nn_accel.hookspecs import Call, Event, Target
 from e3nn_accel.interception import stock_call, suspended
+from e3nn_accel.neighbours.calls import CalculatorCalls
 from e3nn_accel.plan import PlanContext, Refusal
 from e3nn_accel.registry import Registry
 from e3nn_accel.runner import Departed, Outcome, Runner
@@ -48,6 +50,7 @@ class Dispatcher:
         self.model_calls = ModelCalls(
             lambda model, forward: self.runners.get(model) or self.runner_for(model, forward)
         )
+        self.calculator_calls = CalculatorCalls(self.runner_of_calculator)
 
     def call_for(self, cls: type[torch.nn.Module], target: Target) -> Callable[..., Any]:
         """The ``__call__`` to put on ``cls``, the class of ``target``."""
@@ -55,6 +58,7 @@ class Dispatcher:
         self.targets[cls] = (target, stock_forward)
         while_compiled = traced_call(self, target, stock_forward)
         is_compiling, runner_of = torch.compiler.is_compiling, self.runners.get
+        one_backend = target.backend
 
         def __call__(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             if is_compiling():  # first: torch.compile traces this
@@ -64,13 +68,45 @@ class Dispatcher:
             runner = runner_of(module) or self.runner_for(module, stock_forward)
             if runner.config is None or suspended():
                 return stock_call(module, args, kwargs)
+            if one_backend and self.left_by_choice(target, runner, first_tensor(args, kwargs)):
+                return stock_call(module, args, kwargs)
             return self.call(module, runner, target, args, kwargs)
 
         return __call__
 
+    def left_by_choice(
+        self, target: Target, runner: Runner, x: torch.Tensor | torch.device | None
+    ) -> str:
+        """Why stock e3nn has the calls of a module by choice, found once a device; or an empty string."""
+        assert runner.config is not None
+        device = x.device if isinstance(x, torch.Tensor) else x
+        if device is None:
+            return ""
+        reason = runner.by_choice.get(device)
+        if reason is None:
+            reason = reason_for_stock(target, runner.config, self.registry, device)
+            runner.by_choice[device] = reason
+        return reason
+
     def runner_for(self, module: torch.nn.Module, stock_forward: Any) -> Runner:
         """Make the runner of a module at its first call."""
         config, path = self.settings_of(module)
+        return self._new_runner(module, config, path, stock_forward)
+
+    def runner_of_calculator(self, calculator: Any) -> Runner:
+        """Make the runner of a calculator: what holds for its model holds for it."""
+        found = self.runners.get(calculator)
+        config, _ = self.settings_of(calculator.models[0])
+        return found or self._new_runner(calculator, config, "", None)
+
+    def forget_calls(self) -> None:
+        """Let go what is kept for whole calls: captured graphs, lists of neighbours."""
+        self.model_calls.clear()
+        self.calculator_calls.clear()
+
+    def _new_runner(
+        self, module: Any, config: Config | None, path: str, stock_forward: Any
+    ) -> Runner:
         left = "" if config is None else left_out(config, type(module), path)
         runner = self.runners[module] = Runner(config, path, left, stock_forward)
         # what it did stays in the report; not when the process ends, when its report has been written
@@ -108,13 +144,14 @@ class Dispatcher:
             if runner.config.strict or runner.config.backend != "auto":
                 raise AccelError(f"{_name(module, runner)} can't be accelerated", [outcome.reason])
             return self.stock(module, runner, outcome.reason, args, kwargs, operation)
-        return self.run(module, runner, outcome, call, args, kwargs)
+        return self.run(module, runner, outcome, target, call, args, kwargs)
 
     def run(
         self,
         module: torch.nn.Module,
         runner: Runner,
         outcome: Outcome,
+        target: Target,
         call: Call,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -148,7 +185,7 @@ class Dispatcher:
         runner.count(call.operation, plan.backend, "", seconds)
         if config.verify:
             self.verify(module, outcome, out, call, config.strict)
-        return out
+        return out if target.wrap is None else target.wrap(out)
 
     def stock(
         self,

@@ -24,7 +24,15 @@ PROJECT = "e3nn_accel"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-Operation = Literal["linear", "tensor_product", "convolution", "contraction"]
+Operation = Literal[
+    "linear",
+    "tensor_product",
+    "convolution",
+    "contraction",
+    "radial_mlp",
+    "spherical_harmonics",
+    "radial_embedding",
+]
 
 
 class Call(NamedTuple):
@@ -45,6 +53,9 @@ class Target:
         operation: What a plain call of the class is; ``explain`` plans it before there was a call.
         distribution: The distribution that ships the class.
         traceable: Whether torch.compile can trace `bind`; where it can't, compiled code has stock e3nn.
+        wrap: Makes of a plan's tensor what the class returns, where that is something else.
+        backend: The one backend whose plans are faster than stock e3nn, if they aren't everywhere. Where
+            it can't be used, stock has the calls by choice (`e3nn_accel.by_choice`), at next to no cost.
         versions: The versions this was written for, as a PEP 440 specifier; others are reported by
             ``doctor``, not refused: the self-check decides.
     """
@@ -55,6 +66,8 @@ class Target:
     distribution: str = "e3nn"
     versions: str = ">=0.4.4,<0.7"
     traceable: bool = False
+    wrap: Callable[[torch.Tensor], Any] | None = None
+    backend: str = ""
 
 
 @dataclass(frozen=True)

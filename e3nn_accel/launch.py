@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from e3nn_accel.compat import current_device_function, current_stream_function
 from e3nn_accel.compile import KernelProgram, Toolchain
 from e3nn_accel.config import Config
 from e3nn_accel.device_memory import is_full, with_memory
@@ -139,8 +140,8 @@ class Kernel:
         self._pointers = tuple(n for n, letter in enumerate(parameters) if letter == "P")
         self._block = _ArgumentBlock(parameters)
         self._shared_limit = 0
-        self._stream_of = _current_stream()
-        self._current_device = _current_device()
+        self._stream_of = current_stream_function()
+        self._current_device = current_device_function()
 
     def __call__(
         self, grid: Dimensions, block: Dimensions, *arguments: Argument, shared: int = 0
@@ -213,12 +214,3 @@ def _driver_for_this_thread() -> Any:
     if driver.ctxGetCurrent() == 0:
         runtime.memGetInfo()  # any call of the run-time library makes the device's context current
     return driver
-
-
-def _current_stream() -> Callable[[int], int]:
-    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as torch's own Triton kernels do
-    return raw or (lambda index: int(torch.cuda.current_stream(index).cuda_stream))
-
-
-def _current_device() -> Callable[[], int]:
-    return getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.current_device

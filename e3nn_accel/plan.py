@@ -48,7 +48,10 @@ class Plan:
         run: Takes the operands of the descriptor's kind and returns what stock e3nn returns:
             linear (x, weight, bias); tensor product (x, y, weight);
             convolution (node_feats, edge_attrs, weight, edge_index);
-            contraction (x, node_attrs, W_1, .., W_corr of the first output, W_1, .. of the second, ..).
+            contraction (x, node_attrs, W_1, .., W_corr of the first output, W_1, .. of the second, ..);
+            radial MLP (x, W_1, .., W_layers);
+            spherical harmonics (vectors); radial embedding (lengths, weights, prefactor, r_max, p), the
+            embedding alone.
         gradients: Takes (gradient of the result, operands, which of them are wanted) and returns the
             wanted gradients in order, differentiable like `run`; without it they are found by
             running forward again.

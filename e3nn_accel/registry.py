@@ -64,6 +64,10 @@ class Registry:
         """Backends by falling priority, with whether they can run here."""
         return [(backend, self.available(backend)) for backend in self._by_priority()]
 
+    def backend(self, name: str) -> Backend | None:
+        """The one of this name, not asked whether it is available."""
+        return next((b for b in self._by_priority() if b.name == name), None)
+
     def available(self, backend: Backend) -> Availability:
         """Whether a backend can run here; asked once, and not before it is needed."""
         if backend.name not in self._available:

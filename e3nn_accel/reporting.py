@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from e3nn_accel._version import __version__
 from e3nn_accel.config import Config
 from e3nn_accel.errors import FallbackWarning
 from e3nn_accel.graphs import MODEL_CALL
+from e3nn_accel.neighbours import NEIGHBOURS
+
+AROUND_OPERATIONS = (MODEL_CALL, NEIGHBOURS)
+"""What is reported besides operations."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,10 @@ class Row:
     Attributes:
         path: The module's name in its model (`explain`), or empty (`report`).
         cls: Class name.
-        operation: linear, tensor_product, convolution or contraction; empty where it wasn't reached; "model"
-            for whole calls of a model on a GPU.
-        backend: The backend that runs it, or "e3nn"; of a model "graph" or "eager".
+        operation: linear, tensor_product, convolution, contraction, radial_mlp, spherical_harmonics or
+            radial_embedding; empty where it wasn't reached; "model" for whole calls of a model on a GPU,
+            "neighbours" for the batches of a calculator.
+        backend: The backend that runs it, or "e3nn"; of a model "graph" or "eager", of batches "verlet" or "mace".
         detail: The plan's strategy, or the reason of the fallback.
         modules: How many modules.
         calls: How many calls.
@@ -44,19 +50,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Rows with a heading; ``str()`` is a plain table, `to_json` a document for bug reports."""
+    """Rows with a heading; ``str()`` is a plain table, `to_json` a document for bug reports.
+
+    Attributes:
+        by_choice: Lines for modules that stock e3nn has by choice, and why; no fallbacks, and not among the rows.
+    """
 
     heading: str
     rows: tuple[Row, ...]
+    by_choice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([self.heading, *_table(self.rows)])
+        return "\n".join([self.heading, *_table(self.rows), *self.by_choice])
 
     def to_json(self) -> str:
         """Heading and rows as JSON."""
-        return json.dumps(
-            {"heading": self.heading, "rows": [asdict(row) for row in self.rows]}, indent=1
-        )
+        content: dict[str, Any] = {"heading": self.heading}
+        content["rows"] = [asdict(row) for row in self.rows]
+        if self.by_choice:
+            content["by_choice"] = self.by_choice
+        return json.dumps(content, indent=1)
 
     @property
     def fallbacks(self) -> tuple[Row, ...]:
@@ -72,24 +85,22 @@ def report() -> Report:
     dispatcher = switch.active.dispatcher or switch.active.previous
     if dispatcher is None:
         return Report(f"e3nn_accel {__version__}: {_state()}", ())
-    from e3nn_accel.runner import (
-        Total,
-        Totals,
-        total,
-    )  # torch is here; not in every process that ends
+    import torch  # not in every process that ends
+
+    from e3nn_accel.runner import Total, Totals, total
 
     totals, gone, called = Totals(Total), dispatcher.departed, set()
     for key, of_gone in list(gone.totals.items()):
         totals[key].add(of_gone, of_gone.modules)
     for module, runner in list(dispatcher.runners.items()):
         if runner.usage:
-            called.add(id(module))
+            called |= {id(module)} if isinstance(module, torch.nn.Module) else set()
             total(totals, type(module).__name__, runner)
     rows = [
         Row("", *key, found.modules, found.calls, found.seconds) for key, found in totals.items()
     ]
     rows.sort(key=lambda row: (row.backend == "e3nn", row.cls, row.operation, -row.calls))
-    operations = [row for row in rows if row.operation != MODEL_CALL]
+    operations = [row for row in rows if row.operation not in AROUND_OPERATIONS]
     accelerated = sum(row.calls for row in operations if row.backend != "e3nn")
     calls = sum(row.calls for row in operations)
     seen = gone.modules + len(called | {id(module) for module in switch.active.seen})
@@ -115,19 +126,46 @@ def explain(model: Any) -> Report:
     if switch.active.dispatcher is None:  # a model without e3nn, which was never imported
         return Report(f"{type(model).__name__}: 0 operations, 0 accelerated, 0 on e3nn", ())
     rows: list[Row] = []
+    by_choice: Counter[str] = Counter()
     for path, module in model.named_modules():
-        rows.extend(_explain_module(model, path, module))
+        reason = _by_choice(model, module)
+        if reason:
+            by_choice[f"{type(module).__name__} on stock e3nn by choice: {reason}"] += 1
+        else:
+            rows.extend(_explain_module(model, path, module))
     fallbacks = sum(row.backend == "e3nn" for row in rows)
     name = type(model).__name__
     return Report(
         f"{name}: {len(rows)} operations, {len(rows) - fallbacks} accelerated, {fallbacks} on e3nn",
         tuple(rows),
+        tuple(f"  {count} {line}" for line, count in by_choice.items()),
+    )
+
+
+def _by_choice(model: Any, module: Any) -> str:
+    """Why stock e3nn has this module's calls by choice, or an empty string; as `Dispatcher.call_for` decides."""
+    dispatcher = switch.active.dispatcher
+    assert dispatcher is not None
+    found = dispatcher.target_of(module)
+    if found is None or not found[0].backend:
+        return ""
+    runner = dispatcher.runners.get(module) or dispatcher.runner_for(module, found[1])
+    if runner.config is None or runner.usage:
+        return ""
+    return dispatcher.left_by_choice(found[0], runner, _tensor_of(model, module))
+
+
+def _tensor_of(model: Any, module: Any) -> Any:
+    """One of a module's floating-point parameters, or else of its model's."""
+    import torch
+
+    return next(
+        (t for t in [*module.parameters(), *model.parameters()] if t.is_floating_point()),
+        torch.empty(0),
     )
 
 
 def _explain_module(model: Any, path: str, module: Any) -> list[Row]:
-    import torch
-
     dispatcher = switch.active.dispatcher
     assert dispatcher is not None
     found = dispatcher.target_of(module)
@@ -141,10 +179,7 @@ def _explain_module(model: Any, path: str, module: Any) -> list[Row]:
                 usage.calls, usage.seconds)
             for (operation, backend, reason), usage in runner.usage.items()
         ]  # fmt: skip
-    tensor = next(
-        (t for t in [*module.parameters(), *model.parameters()] if t.is_floating_point()),
-        torch.empty(0),
-    )
+    tensor = _tensor_of(model, module)
     operation = "convolution" if _fused_by_its_block(model, path) else target.operation
     backend, detail = dispatcher.explain(module, runner, operation, tensor.dtype, tensor.device)
     return [Row(path, type(module).__name__, operation, backend, detail, 1, 0, 0.0)]
@@ -158,7 +193,7 @@ def _fused_by_its_block(model: Any, path: str) -> bool:
 def at_exit(config: Config) -> None:
     """Print or write the report as E3NN_ACCEL_REPORT asks; warn where nothing at all was accelerated."""
     result = report()
-    operations = [row for row in result.rows if row.operation != MODEL_CALL]
+    operations = [row for row in result.rows if row.operation not in AROUND_OPERATIONS]
     if operations and len(result.fallbacks) == len(operations):
         top = max(operations, key=lambda row: row.calls)
         warnings.warn(

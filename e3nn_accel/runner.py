@@ -47,6 +47,7 @@ class Runner:
         left: Why the configuration leaves it to stock e3nn.
         stock_forward: The forward it must have for a plan to stand in for it.
         notes: What the report says of an operation that no plan describes.
+        by_choice: By device, why stock e3nn has its calls by choice, or an empty string.
     """
 
     config: Config | None
@@ -56,6 +57,7 @@ class Runner:
     outcomes: dict[PlanKey, Outcome] = field(default_factory=dict)
     usage: dict[tuple[str, str, str], Usage] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    by_choice: dict[torch.device, str] = field(default_factory=dict)
 
     def strategy(self, operation: str) -> str:
         """The strategy of the plan that runs an operation."""

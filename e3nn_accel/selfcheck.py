@@ -163,6 +163,13 @@ def _random_inputs(
         picked = torch.randint(species, (ROWS,), generator=generator, device="cpu")
         hot = torch.nn.functional.one_hot(picked, species).to(device, dtype)
         return draw(ROWS, channels, module.contractions[0].coupling_irreps.dim), hot
+    if operation == "radial_mlp":
+        return (draw(ROWS, module.hs[0]),)
+    if operation == "spherical_harmonics":
+        return (draw(ROWS, 3),)
+    if operation == "radial_embedding":  # within the cutoff and beyond it
+        ratio = torch.rand((ROWS, 1), generator=generator, dtype=torch.float64, device="cpu") + 0.2
+        return ((module.cutoff_fn.r_max.detach() * ratio.to(device, dtype)).requires_grad_(True),)
     rows = EDGES if operation == "convolution" else ROWS
     weight = (
         ()
@@ -200,8 +207,11 @@ def _run_stock(module: Any, operation: str, inputs: tuple[torch.Tensor, ...]) ->
         return torch.zeros(len(x), messages.shape[1], dtype=x.dtype, device=x.device).index_add(
             0, edges[1], messages
         )
-    if operation == "contraction":
-        inputs = inputs[:2]
+    if operation in ("contraction", "radial_mlp"):  # further operands are its own weights
+        inputs = inputs[: 2 if operation == "contraction" else 1]
+    if operation == "radial_embedding":
+        embedding: torch.Tensor = stock_call(module, (inputs[0], None, None, None), {})[0]
+        return embedding
     out: torch.Tensor = stock_call(module, inputs, {})
     return out
 
@@ -212,7 +222,8 @@ def _stock(
     if operation == "tensor_product" and type(module).__name__ == "TensorSquare":
         inputs = (inputs[0], *inputs[2:])
     leaves = {f"input {n}": x for n, x in enumerate(inputs) if x.requires_grad}
-    leaves |= {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if operation != "radial_embedding":  # of which plans take none that wants a gradient
+        leaves |= {name: p for name, p in module.named_parameters() if p.requires_grad}
     return _run_stock(module, operation, inputs), leaves
 
 
@@ -228,6 +239,14 @@ def _operands(
             *inputs,
             *(weight for contraction in module.contractions for weight in weights_of(contraction)),
         )
+    if operation == "radial_mlp":
+        from e3nn_accel.patches.radial_mlp import weights_of as weights_of_layers
+
+        return (*inputs, *weights_of_layers(module))
+    if operation == "radial_embedding":
+        bessel, cutoff = module.bessel_fn, module.cutoff_fn
+        weights = bessel.bessel_weights.detach()
+        return *inputs, weights, bessel.prefactor, cutoff.r_max, cutoff.p
     if operation == "tensor_product":
         x, y = inputs[:2]
         y = x if type(module).__name__ == "TensorSquare" else y

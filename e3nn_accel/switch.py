@@ -142,7 +142,7 @@ def _switch(config: Config | None) -> None:
             _report_at_exit(config)
         if active.dispatcher is not None:
             active.dispatcher.runners.clear()  # every module is planned anew at its next call
-            active.dispatcher.model_calls.clear()
+            active.dispatcher.forget_calls()
             if config is not None and config.blocked_plugins != active.dispatcher.registry.blocked:
                 _remove()
         wait = active.interception is None
@@ -185,7 +185,7 @@ def _install(config: Config, registry: Registry) -> None:
     """Wrap what is imported; the rest is wrapped when its module is imported."""
     from e3nn_accel.dispatch import Dispatcher
     from e3nn_accel.interception import Interception
-    from e3nn_accel.patches import mace, mace_models
+    from e3nn_accel.patches import mace, mace_calculator, mace_models
 
     active.dispatcher = Dispatcher(registry, active.settings_of)
     active.interception = Interception()
@@ -195,6 +195,8 @@ def _install(config: Config, registry: Registry) -> None:
     _change_when_imported(f"{mace.MODULE}:{mace.CLASS}", _fuse_blocks)
     for name in mace_models.CLASSES:
         _change_when_imported(f"{mace_models.MODULE}:{name}", _replay_calls)
+    path = f"{mace_calculator.MODULE}:{mace_calculator.CLASS}"
+    _change_when_imported(path, _reuse_neighbours)
     log.info("enabled: %s", config)
 
 
@@ -232,7 +234,9 @@ def _wrapping(target: Target) -> Callable[[type], None]:
     def wrap(cls: type) -> None:
         assert active.dispatcher is not None
         assert active.interception is not None
-        active.interception.wrap(cls, active.dispatcher.call_for(cls, target), active.seen.add)
+        # one that stock e3nn may have by choice is seen when a plan has it
+        seen = (lambda module: None) if target.backend else active.seen.add
+        active.interception.wrap(cls, active.dispatcher.call_for(cls, target), seen)
 
     return wrap
 
@@ -259,6 +263,20 @@ def _replay_calls(model: type) -> None:
         active.interception.set(model, "__call__", call)
 
 
+def _reuse_neighbours(calculator: type) -> None:
+    from e3nn_accel.patches import mace_calculator
+
+    assert active.dispatcher is not None
+    assert active.interception is not None
+    reason = mace_calculator.unknown()
+    if reason:
+        active.dispatcher.registry.problems[mace_calculator.CLASS] = reason
+    elif not active.interception.has(calculator):
+        calls = active.dispatcher.calculator_calls
+        for name, method in mace_calculator.methods_for(calculator, calls).items():
+            active.interception.set(calculator, name, method)
+
+
 def _remove() -> None:
     for cancel in active.cancel:
         cancel()
@@ -267,7 +285,7 @@ def _remove() -> None:
         active.interception.undo()
     dispatcher = active.dispatcher
     if dispatcher is not None:
-        dispatcher.model_calls.clear()
+        dispatcher.forget_calls()
     if dispatcher is not None and any(r.usage for r in list(dispatcher.runners.values())):
         active.previous = dispatcher
     active.interception = active.dispatcher = None

@@ -16,6 +16,7 @@ import torch
 
 from e3nn_accel import compat, generation
 from e3nn_accel.backends.torch import species_linear
+from e3nn_accel.by_choice import device_of
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import (
     ConvolutionDescriptor,
@@ -46,19 +47,19 @@ VERIFYING = "verify compares calls one by one, which a graph of torch.compile ha
 
 def traced_call(dispatcher: Dispatcher, target: Target, stock_forward: Any) -> Callable[..., Any]:
     """What ``module(...)`` is for modules of one target while torch.compile traces it."""
-    bind = target.bind
+    bind, wrap = target.bind, target.wrap
 
     @compat.run_while_tracing
     def plan_name(identity: int, generation: str, operation: str, dtype: Any, device: Any) -> str:
         module = _living(identity)
         if module is None:
             return ""
-        return _plan_name(dispatcher, module, stock_forward, operation, dtype, device)
+        return _plan_name(dispatcher, target, module, stock_forward, operation, dtype, device)
 
     @compat.run_while_tracing
     def left_to_stock(identity: int, generation: str, reason: str) -> bool:
         module = _living(identity)
-        return module is None or _left_to_stock(dispatcher, module, stock_forward, reason)
+        return module is None or _left_to_stock(dispatcher, target, module, stock_forward, reason)
 
     def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         identity, now = id(module), generation.current.name
@@ -68,7 +69,8 @@ def traced_call(dispatcher: Dispatcher, target: Target, stock_forward: Any) -> C
             x = operands[0]
             name = plan_name(identity, now, operation, x.dtype, x.device)
             if name != "":
-                return torch.ops.e3nn_accel.run.default(list(operands), name)[0]
+                out = torch.ops.e3nn_accel.run.default(list(operands), name)[0]
+                return out if wrap is None else wrap(out)
         else:
             left_to_stock(identity, now, bound)
         if is_fused(module, args, kwargs):
@@ -107,6 +109,7 @@ def _living(identity: int) -> torch.nn.Module | None:
 
 def _plan_name(
     dispatcher: Dispatcher,
+    target: Target,
     module: torch.nn.Module,
     stock_forward: Any,
     operation: str,
@@ -118,6 +121,8 @@ def _plan_name(
     if config is None or suspended():
         return ""
     runner = dispatcher.runners.get(module) or dispatcher.runner_for(module, stock_forward)
+    if dispatcher.left_by_choice(target, runner, device):
+        return ""
     reason = (
         (EXPORTING if compat.exporting() else "")
         or program_transform()
@@ -162,12 +167,18 @@ def _better_fused(module: torch.nn.Module, plan: Plan, config: Config) -> bool:
 
 
 def _left_to_stock(
-    dispatcher: Dispatcher, module: torch.nn.Module, stock_forward: Any, reason: str
+    dispatcher: Dispatcher,
+    target: Target,
+    module: torch.nn.Module,
+    stock_forward: Any,
+    reason: str,
 ) -> bool:
-    """Count a traced call that stock e3nn takes, with the reason."""
+    """Count a traced call that stock e3nn takes for a reason; not one that it has by choice."""
     config, _ = dispatcher.settings_of(module)
     if config is not None and not suspended():
         runner = dispatcher.runners.get(module) or dispatcher.runner_for(module, stock_forward)
+        if dispatcher.left_by_choice(target, runner, device_of(module)):
+            return True
         runner.count("", "e3nn", reason)
         if config.strict and not own_behaviour(module, stock_forward) and not compat.exporting():
             raise AccelError(f"{type(module).__name__} {runner.path} ran on stock e3nn", [reason])

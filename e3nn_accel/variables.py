@@ -79,6 +79,13 @@ VARIABLES: tuple[Variable, ...] = (
         "are frozen; 1: also where they aren't, results are then detached; 0: never",
     ),
     Variable(
+        "E3NN_ACCEL_NEIGHBOURS",
+        "auto, 0, 1",
+        "auto",
+        "find the neighbours of a MACECalculator's structure from those of its last one; auto: once it is "
+        "seen to move slowly; 1: from its second call; 0: never",
+    ),
+    Variable(
         "E3NN_ACCEL_CACHE_DIR",
         "a folder",
         "unset",

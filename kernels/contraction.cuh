@@ -19,22 +19,7 @@ struct Row {
     int path, weight, out;
 };
 
-// A value and its derivative in one direction: what is written for values computes derivatives with these.
-struct Dual {
-    real v, d;
-};
-
-__device__ __forceinline__ real multiply(real a, real b) { return a * b; }
-__device__ __forceinline__ Dual multiply(real a, Dual b) { return {a * b.v, a * b.d}; }
-__device__ __forceinline__ Dual multiply(Dual a, Dual b) { return {a.v * b.v, multiply_add(a.v, b.d, a.d * b.v)}; }
-__device__ __forceinline__ Dual multiply_add(real a, Dual b, Dual c) {
-    return {multiply_add(a, b.v, c.v), multiply_add(a, b.d, c.d)};
-}
-__device__ __forceinline__ Dual multiply_add(Dual a, Dual b, Dual c) {
-    return {multiply_add(a.v, b.v, c.v), multiply_add(a.v, b.d, multiply_add(a.d, b.v, c.d))};
-}
-__device__ __forceinline__ real add(real a, real b) { return a + b; }
-__device__ __forceinline__ Dual add(Dual a, Dual b) { return {a.v + b.v, a.d + b.d}; }
+#include "dual.cuh"
 
 #if TANGENT
 typedef Dual number;

@@ -1,6 +1,6 @@
 // A product of two tiles in shared memory: sums += scale of the row * sum over d of left[row][d] * right[d][column].
 //
-// 128 threads own ROWS (64 or 128) rows and 64 columns, a warp half of each, by its tensor cores (tensor_cores.cuh). Tiles lie
+// 128 threads own ROWS (32, 64 or 128) rows and 64 columns, a warp half of each, by its tensor cores (tensor_cores.cuh). Tiles lie
 // as rows of memory do, in a ring of STAGES slots: one is multiplied while the next are on their way.
 #pragma once
 

@@ -33,9 +33,11 @@ def fusion_property(dispatcher: Dispatcher) -> property:
 
     def fusible(product: torch.nn.Module) -> bool:
         if torch.compiler.is_dynamo_compiling():
-            return fuses_while_traced(product)
+            return compat.COMPILER_TRACES_CALLS and fuses_while_traced(product)
         # torch.compile's guards ask, too, untraced: the answer must be the same at every call
-        return not compat.exporting() and dispatcher.fusible(product)
+        if compat.exporting() or compat.compiling_forwards():
+            return False
+        return dispatcher.fusible(product)
 
     def get(block: Any) -> Any:
         if NAME in block.__dict__:

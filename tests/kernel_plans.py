@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from convolution_parity import every_path
 from e3nn import o3
+from e3nn.nn import FullyConnectedNet
 from mace_parts import Contraction
 
 from e3nn_accel.backends.cuda import contraction as contraction_plan
-from e3nn_accel.backends.cuda import indexed_linear, linear
+from e3nn_accel.backends.cuda import indexed_linear, linear, radial_embedding, radial_mlp
+from e3nn_accel.backends.cuda import spherical_harmonics as harmonics_plan
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
@@ -20,6 +23,9 @@ from e3nn_accel.descriptor import (
     ContractionDescriptor,
     ConvolutionDescriptor,
     LinearDescriptor,
+    RadialEmbeddingDescriptor,
+    RadialMlpDescriptor,
+    SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
 from e3nn_accel.health import registry
@@ -121,6 +127,21 @@ def _single_matrix(
     return list(plan.programs)
 
 
+def radial(*widths: int) -> Programs:
+    """Of a radial MLP."""
+    return partial(_radial, widths)
+
+
+def _radial(widths: tuple[int, ...], dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    net = FullyConnectedNet(list(widths), torch.nn.functional.silu)
+    descriptor = registry().describe(net, "radial_mlp")
+    assert isinstance(descriptor, RadialMlpDescriptor), descriptor
+    context = PlanContext(dtype, torch.device("cuda", 0), Config(), architecture)
+    plan = radial_mlp.plan(descriptor, context)
+    assert isinstance(plan, Plan), plan
+    return list(plan.programs)
+
+
 def contraction(outputs: str, correlation: int = 3, components: str = SH) -> Programs:
     """Of MACE's symmetric contraction, 128 channels."""
     return partial(_contraction, Contraction(components, outputs, correlation, channels=128))
@@ -133,6 +154,35 @@ def _contraction(shape: Contraction, dtype: torch.dtype, architecture: int) -> l
     plan = contraction_plan.plan(descriptor, context)
     assert isinstance(plan, Plan), plan
     return list(plan.programs)
+
+
+def spherical_harmonics(degrees: int) -> Programs:
+    """Of all degrees up to one, of directions."""
+    return partial(_spherical_harmonics, degrees)
+
+
+def _spherical_harmonics(
+    highest: int, dtype: torch.dtype, architecture: int
+) -> list[KernelProgram]:
+    d = SphericalHarmonicsDescriptor(tuple(range(highest + 1)), True, "component")
+    return _programs_of(harmonics_plan.plan, d, dtype, architecture)
+
+
+def _radial_embedding(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    d = RadialEmbeddingDescriptor(10, True)
+    return _programs_of(radial_embedding.plan, d, dtype, architecture)
+
+
+def _programs_of(
+    plan: Callable[[Any, PlanContext], object],
+    descriptor: object,
+    dtype: torch.dtype,
+    architecture: int,
+) -> list[KernelProgram]:
+    context = PlanContext(dtype, torch.device("cuda", 0), Config(), architecture)
+    found = plan(descriptor, context)
+    assert isinstance(found, Plan), found
+    return list(found.programs)
 
 
 PLANS = {
@@ -166,6 +216,8 @@ PLANS = {
         species_indexed("5x0e+33x1o+3x2e", "3x0e", "33x0e+5x1o+3x2e"),
         architectures=WITH_TF32,
     ),
+    "radial MLP, MACE": RecordedPlan(radial(8, 64, 64, 64, 1280), BOTH, architectures=WITH_TF32),
+    "radial MLP, odd widths": RecordedPlan(radial(5, 100, 33), architectures=WITH_TF32),
     "contraction, MACE": RecordedPlan(
         contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True, of_mace=True
     ),
@@ -175,4 +227,7 @@ PLANS = {
     "contraction, MACE large": RecordedPlan(
         contraction("0e+1o+2e"), architectures=(90,), takes_long=True, of_mace=True
     ),
+    "spherical harmonics, MACE": RecordedPlan(spherical_harmonics(3), BOTH),
+    "spherical harmonics up to 11": RecordedPlan(spherical_harmonics(11), BOTH, (90,)),
+    "radial embedding": RecordedPlan(_radial_embedding, BOTH),
 }

@@ -15,7 +15,7 @@ from mace_parts import ATTRS, node_attrs, one_hot
 from test_kernel_races import BARRIER, without
 
 import e3nn_accel
-from e3nn_accel.backends.cuda import indexed_linear
+from e3nn_accel.backends.cuda import indexed_linear, indexed_linear_launch
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import TensorProductDescriptor
@@ -150,6 +150,30 @@ def test_attrs_changed_in_place() -> None:
         torch.testing.assert_close(module(x, y), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_few_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut finely, they give the same to the bit."""
+    module = o3.FullyConnectedTensorProduct("33x0e+5x1o+3x3o", "3x0e", "5x0e+33x1o+2x3o").to(dtype)
+    y = node_attrs("one row mixed", 70, 3).to(dtype)
+    x = draw((70, module.irreps_in1.dim), 3, dtype).requires_grad_()
+
+    def results() -> list[torch.Tensor]:
+        with accelerated(self_check=False, backend="cuda"):
+            out = module(x, y)
+            assert usage(module) == {("tensor_product", "cuda"): 1}
+            return [out, *torch.autograd.grad(out.square().sum(), (x, module.weight))]
+
+    cut = []
+    for multiprocessors in (0, 1 << 20):
+        monkeypatch.setattr(
+            indexed_linear_launch,
+            "multiprocessors",
+            lambda device: multiprocessors,  # noqa: B023
+        )
+        cut.append(results())
+    assert all(torch.equal(few, many) for few, many in zip(*cut, strict=True))
+
+
 def test_a_row_that_is_not_finite() -> None:
     """A row's NaN stays in its row."""
     module, y = o3.FullyConnectedTensorProduct(*SMALL), node_attrs("one row mixed", 6, SPECIES)
@@ -173,6 +197,8 @@ def test_programs_are_known_before_the_first_run() -> None:
         "indexed_linear_double",
         "indexed_linear_input_double",
         "indexed_linear_weights_double",
+        "indexed_linear_few_double",
+        "indexed_linear_input_few_double",
         "species_double",
     ]
 

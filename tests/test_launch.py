@@ -71,8 +71,8 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
         return fake
 
     monkeypatch.setattr(launch, "_driver_for_this_thread", for_this_thread)
-    monkeypatch.setattr(launch, "_current_stream", lambda: lambda index: 70 + index)
-    monkeypatch.setattr(launch, "_current_device", lambda: lambda: fake.device)
+    monkeypatch.setattr(launch, "current_stream_function", lambda: lambda index: 70 + index)
+    monkeypatch.setattr(launch, "current_device_function", lambda: lambda: fake.device)
     return fake
 
 

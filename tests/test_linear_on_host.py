@@ -10,7 +10,7 @@ from comparison import accelerated, draw, usage
 from e3nn import o3
 from linear_parity import CASES, built, check
 
-from e3nn_accel.backends.cuda import CudaBackend
+from e3nn_accel.backends.cuda import CudaBackend, indexed_linear_launch
 from e3nn_accel.config import Config
 from e3nn_accel.patches.linear import e3nn_accel_describe
 from e3nn_accel.plan import PlanContext, Refusal
@@ -25,6 +25,14 @@ pytestmark = [
 def test_values_and_derivatives(case: str) -> None:
     module = built(*CASES[case])
     check(module, draw((70, module.irreps_in.dim), 3).requires_grad_(), torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_few_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut finely, for a device of many multiprocessors."""
+    monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 1 << 20)
+    module = built(*CASES["wide"])
+    check(module, draw((70, module.irreps_in.dim), 3).requires_grad_(), dtype)
 
 
 def test_single_precision() -> None:

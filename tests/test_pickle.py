@@ -207,6 +207,7 @@ def test_a_file_goes_to_a_process_without_us_and_back(
 
 LOAD_MACE = """
 import importlib.util, sys, torch
+import e3nn.o3  # reads a file of its own, which torch 2.4 can't do within torch.load
 assert importlib.util.find_spec("e3nn_accel") is None
 model, batch, stock = torch.load(sys.argv[1], weights_only=False)
 out = model(dict(batch), training=False)

@@ -71,8 +71,8 @@ def without_a_device() -> ExitStack:
         (CudaBackend, "device_type", "cpu"),
         (CudaBackend, "available", lambda self: Availability(True)),
         (launch, "_driver_for_this_thread", lambda: None),
-        (launch, "_current_device", lambda: lambda: 0),
-        (launch, "_current_stream", lambda: lambda index: 0),
+        (launch, "current_device_function", lambda: lambda: 0),
+        (launch, "current_stream_function", lambda: lambda index: 0),
         # on a device, groupings are found again by their tensor and its version, without a look at it
         (groupings, "_find_in", lambda tensor, version, find: (version, None, find(tensor))),
     ]

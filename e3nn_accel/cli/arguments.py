@@ -29,7 +29,7 @@ def add_structures(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """``--device``."""
     parser.add_argument(
         "--device", type=_device, default="cpu", metavar="cuda", help="where to run (default: cpu)"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from e3nn_accel.cli import CommandError
 from e3nn_accel.cli.arguments import (
+    add_device,
     add_json,
     add_structures,
     dtypes,
@@ -70,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     products.add_argument(
         "--edges", type=positive, default=150_000, metavar="N", help="of the largest graph"
     )
+    where = parser.add_argument_group("where a step of molecular dynamics goes")
+    where.add_argument(
+        "--profile",
+        action="store_true",
+        help="instead: neighbour list, batch, model and rest of MACECalculator's step, time by module and kernel",
+    )
+    add_device(where)
     parser.add_argument(
         "--plot", metavar="OUT.png", help="also draw the medians with their quartiles"
     )
@@ -95,8 +103,14 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("--peers and --only are of --ops without a model")
     if (args.model is None) == (args.shape is None):
         raise CommandError("give a MODEL or --shape, one of the two, or --ops alone")
+    if args.profile and (args.ops or args.train or args.plot):
+        raise CommandError("--profile goes with none of --ops, --train and --plot")
+    if args.device != "cpu" and not args.profile:
+        raise CommandError("--device is of --profile")
     with without_warnings(), _threads(args.threads), progress("timing", args.json) as step:
         model, structures = _inputs(args)
+        if args.profile:
+            return _profile(args, model, structures, step)
         names = args.dtype or (str(dtype_of(model)).removeprefix("torch."),)
         was_enabled = switch.is_enabled()
         cases: list[Case] = []
@@ -107,6 +121,29 @@ def run(args: argparse.Namespace) -> int:
             if not was_enabled:
                 switch.disable()
         _report(args, cases)
+    return 0
+
+
+def _profile(
+    args: argparse.Namespace, model: Any, structures: list[Any], step: Callable[[str], None]
+) -> int:
+    from e3nn_accel import switch
+    from e3nn_accel.cli import bench_profile
+    from e3nn_accel.cli.machine import this_machine
+
+    was_enabled = switch.is_enabled()
+    try:
+        steps = list(bench_profile.profiled(model, structures, args, step))
+    finally:
+        if not was_enabled:
+            switch.disable()
+    subject, machine = args.model or f"shape {args.shape}, random weights", this_machine()
+    if args.json:
+        found = bench_profile.document(steps)
+        show_json({"model": subject, "machine": asdict(machine), "steps": found})
+    else:
+        show(f"{subject}: {machine.heading}")
+        show(*bench_profile.tables(steps, on_gpu=args.device != "cpu"))
     return 0
 
 

@@ -31,5 +31,6 @@ def run(args: argparse.Namespace) -> int:
         show(report.to_json())
         return 0
     rows = [(row.path, row.cls, row.operation, row.backend, row.detail) for row in report.rows]
-    show(report.heading, Table(("path", "class", "operation", "backend", "how, or why not"), rows))
+    table = Table(("path", "class", "operation", "backend", "how, or why not"), rows)
+    show(report.heading, table, *report.by_choice)
     return 0

@@ -25,7 +25,7 @@ class Operation:
         module: The first of them.
         paths: Their names in the model.
         arguments: Of the first's call; tensors are detached, and require grad where they did.
-        operation: What it was: linear, tensor_product, convolution or contraction.
+        operation: What it was: linear, tensor_product, convolution, contraction or radial_mlp.
     """
 
     module: Any

@@ -93,6 +93,8 @@ def cuequivariance_on_nodes(work: NodeWork) -> Call:
     import cuequivariance_torch as cuet
 
     operation, x = work.product, work.tensors[0]
+    if operation.kind in ("radial MLP", "harmonics", "radial"):
+        raise Refused("MACE's converter leaves it as it is")
     here: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
     if operation.kind == "contraction":
         from mace.tools.cg import O3_e3nn

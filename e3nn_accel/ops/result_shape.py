@@ -11,6 +11,9 @@ from e3nn_accel.descriptor import (
     ConvolutionDescriptor,
     Descriptor,
     LinearDescriptor,
+    RadialEmbeddingDescriptor,
+    RadialMlpDescriptor,
+    SphericalHarmonicsDescriptor,
     dim_of,
 )
 
@@ -33,6 +36,12 @@ def result_shape(descriptor: Descriptor, operands: Sequence[torch.Tensor]) -> Sh
     if isinstance(descriptor, ContractionDescriptor):
         width = sum(2 * output.l + 1 for output in descriptor.outputs)
         return (x.shape[0], descriptor.channels * width)
+    if isinstance(descriptor, RadialMlpDescriptor):
+        return (*x.shape[:-1], descriptor.widths[-1])
+    if isinstance(descriptor, SphericalHarmonicsDescriptor):
+        return (*x.shape[:-1], sum(2 * degree + 1 for degree in descriptor.degrees))
+    if isinstance(descriptor, RadialEmbeddingDescriptor):
+        return (x.shape[0], descriptor.basis)
     of_rows = operands[:2] if descriptor.shared_weights else operands[:3]
     shape = torch.broadcast_shapes(*(operand.shape[:-1] for operand in of_rows))
     return (*shape, dim_of(descriptor.irreps_out))

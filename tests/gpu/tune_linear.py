@@ -93,7 +93,11 @@ def main(name: str, dtype_name: str, rows: str = "") -> None:
     for layout in LAYOUTS:
 
         def this(
-            paths: MatrixPaths, bytes_each: int, of_weights: bool, one: Layout = layout
+            paths: MatrixPaths,
+            bytes_each: int,
+            of_weights: bool,
+            few: bool = False,
+            one: Layout = layout,
         ) -> Layout:
             return one._replace(rows=TILE) if of_weights else one
 

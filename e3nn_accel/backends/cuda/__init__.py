@@ -1,7 +1,8 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
-It has kernels for the fused convolution, tensor products edge by edge, species-indexed linears,
-``o3.Linear`` and the symmetric contraction. What it refuses, the torch backend plans on the same device.
+It has kernels for the fused convolution, tensor products edge by edge, species-indexed linears, ``o3.Linear``,
+the symmetric contraction, the radial MLP, spherical harmonics and MACE's radial embedding. What it refuses of all
+but the last three, the torch backend plans on the same device.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from e3nn_accel.descriptor import (
     ContractionDescriptor,
     Descriptor,
     LinearDescriptor,
+    RadialEmbeddingDescriptor,
+    RadialMlpDescriptor,
+    SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
@@ -20,7 +24,7 @@ DTYPES = (torch.float32, torch.float64)
 
 
 class CudaBackend:
-    """Plans convolutions, tensor products, linears and contractions for tensors on an NVIDIA GPU."""
+    """Plans every operation for tensors on an NVIDIA GPU."""
 
     name = "cuda"
     priority = 10
@@ -33,8 +37,16 @@ class CudaBackend:
         return cuda_availability()
 
     def plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
-        """Plan a convolution, a tensor product, a linear or a contraction, or say why not."""
-        from e3nn_accel.backends.cuda import contraction, convolution, linear, tensor_product
+        """Plan, or say why not."""
+        from e3nn_accel.backends.cuda import (
+            contraction,
+            convolution,
+            linear,
+            radial_embedding,
+            radial_mlp,
+            spherical_harmonics,
+            tensor_product,
+        )
 
         if context.dtype not in DTYPES:
             return Refusal(
@@ -47,5 +59,11 @@ class CudaBackend:
             return linear.plan(descriptor, context)
         if isinstance(descriptor, ContractionDescriptor):
             return contraction.plan(descriptor, context)
+        if isinstance(descriptor, RadialMlpDescriptor):
+            return radial_mlp.plan(descriptor, context)
+        if isinstance(descriptor, SphericalHarmonicsDescriptor):
+            return spherical_harmonics.plan(descriptor, context)
+        if isinstance(descriptor, RadialEmbeddingDescriptor):
+            return radial_embedding.plan(descriptor, context)
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)

@@ -12,7 +12,7 @@ from e3nn_accel.backends.cuda.tensor_product_launch import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies
-from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.launch import Kernel, load_all, multiprocessors
 from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
 
@@ -22,6 +22,8 @@ BLOCK = (128, 1, 1)
 ROWS_OF_A_SLICE = 128
 BLOCKS_FOR_SUMS = 1024
 """Where tiles of weights are fewer, rows are cut into slices, each with its own dW: enough to fill a device."""
+FEW_BLOCKS = 2
+"""Of a multiprocessor: up to so many, rows are cut finely. Results are the same to the bit."""
 ENTRIES = {
     "forward": ("indexed_linear", "PPPPPqP"),
     "to_input": ("indexed_linear", "PPPPPqP"),
@@ -47,9 +49,9 @@ class _Rows(NamedTuple):
     unfilled: int
 
     @classmethod
-    def of(cls, side: MatrixPaths, real: str) -> _Rows:
+    def of(cls, side: MatrixPaths, real: str, few: bool) -> _Rows:
         """Of kernels for numbers of this type."""
-        layout = side.layout(8 if real == "double" else 4, of_weights=False)
+        layout = side.layout(8 if real == "double" else 4, of_weights=False, few=few)
         row, items = side.out_row, len(side.row_items())
         return cls(row, side.covered == row, items, layout.rows // side.widest, side.species + 1)
 
@@ -61,48 +63,65 @@ class IndexedLinearKernels:
         self.paths = paths
         self.real, self.config, self.description = REAL[context.dtype], context.config, description
         self.sides = {"forward": paths, "to_input": paths.turned}
-        self._rows = {kind: _Rows.of(side, self.real) for kind, side in self.sides.items()}
+        self._rows = {
+            (kind, few): _Rows.of(side, self.real, few)
+            for kind, side in self.sides.items()
+            for few in (False, True)
+        }
         self._tiles = len(paths.weight_items())
-        self._programs = {kind: self._program(kind) for kind in KINDS}
-        self._kernels: dict[torch.device, dict[str, Kernel]] = {}
+        self._kernels: dict[tuple[torch.device, bool], dict[str, Kernel]] = {}
+        self._few_blocks: dict[torch.device, int] = {}
 
     def programs(self) -> tuple[KernelProgram, ...]:
-        """What would be compiled."""
-        return tuple(self._programs.values())
+        """What would be compiled, for many rows and for few."""
+        return tuple(dict.fromkeys([*self._programs(few=False), *self._programs(few=True)]))
 
-    def _program(self, kind: str) -> KernelProgram:
+    def _programs(self, few: bool) -> list[KernelProgram]:
+        return [self._program(kind, few and kind in self.sides) for kind in KINDS]
+
+    def _program(self, kind: str, few: bool) -> KernelProgram:
         entry, _ = ENTRIES[kind]
         side = self.sides.get(kind, self.paths)
-        suffix = "_input" if kind == "to_input" else ""
+        suffix = ("_input" if kind == "to_input" else "") + ("_few" if few else "")
         return KernelProgram(
             f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{self.real}",
             f"{entry}.cu",
             (entry,),
-            side.header(self.real, kind == "to_weight"),
+            side.header(self.real, kind == "to_weight", few),
             ("TRANSPOSED=1",) if kind == "to_input" else (),
             description=self.description,
         )
 
-    def _kernel(self, kind: str, device: torch.device) -> Kernel:
-        found = self._kernels.get(device)
+    def _kernel(self, kind: str, device: torch.device, few: bool = False) -> Kernel:
+        found = self._kernels.get((device, few))
         if found is None:
             # all at once, in parallel: a gradient may be wanted first while a graph is being captured
-            loaded = load_all(self.programs(), device, self.config)
-            found = self._kernels[device] = {
+            loaded = load_all(self._programs(few), device, self.config)
+            found = self._kernels[device, few] = {
                 of: program.kernel(*ENTRIES[of]) for of, program in zip(KINDS, loaded, strict=True)
             }
         return found[kind]
+
+    def _are_few(self, kind: str, rows: int, device: torch.device) -> bool:
+        """Whether rows leave a device without work unless they are cut finely."""
+        most = self._few_blocks.get(device)
+        if most is None:
+            most = self._few_blocks[device] = FEW_BLOCKS * multiprocessors(device)
+        side = self._rows[kind, True]
+        return rows // side.nodes * side.items <= most
 
     def rows(
         self, kind: str, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows
     ) -> torch.Tensor:
         """A matrix product for each row: the output of x, or the input's gradient of the output's."""
-        side, rows = self._rows[kind], x.shape[0]
+        rows = x.shape[0]
+        few = self._are_few(kind, rows, x.device)
+        side = self._rows[kind, few]
         out = (x.new_empty if side.whole else x.new_zeros)((rows, side.row))
         tiles = rows // side.nodes + min(rows, side.unfilled)
         grid = (tiles * side.items, 1, 1)
         x, w = aligned(x), aligned(w)
-        self._kernel(kind, x.device)(grid, BLOCK, x, *sorted_rows, w, rows, out)
+        self._kernel(kind, x.device, few)(grid, BLOCK, x, *sorted_rows, w, rows, out)
         return out
 
     def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:

@@ -20,7 +20,7 @@ class Layout(NamedTuple):
     """How a kernel is cut.
 
     Attributes:
-        rows: (node, component) pairs of a tile, 64 or 128; of the gradient of weights, channels.
+        rows: (node, component) pairs of a tile, 32, 64 or 128; of the gradient of weights, channels.
         blocks: Of a multiprocessor: what registers are bounded by.
     """
 

@@ -176,8 +176,10 @@ class MatrixPaths:
         }
         return {name: 1 if any(n % most for n in at) else most for name, at in whole.items()}
 
-    def layout(self, bytes_each: int, of_weights: bool) -> Layout:
-        """Found by tests/gpu/tune_linear.py on an H100."""
+    def layout(self, bytes_each: int, of_weights: bool, few: bool = False) -> Layout:
+        """Found by tests/gpu/tune_linear.py on an H100; ``few`` rows are cut finely, for a warp to have less to do."""
+        if few:
+            return Layout(TILE // 2, 2 if bytes_each == 8 else 4)
         if bytes_each == 8 or self._scattered(bytes_each):
             return Layout(TILE, 2)
         if of_weights or self.species:  # species cut tiles short
@@ -191,14 +193,14 @@ class MatrixPaths:
     def _whole(self, what: str, tile: int) -> int:
         return int(all(getattr(path, what) % tile == 0 for path in self.paths))
 
-    def header(self, real: str, of_weights: bool) -> str:
+    def header(self, real: str, of_weights: bool, few: bool = False) -> str:
         """The text of ``plan.cuh``."""
         fields = "path, u, w" if of_weights else "first, end, column"
         items = self.weight_items() if of_weights else self.row_items()
         bytes_each = 8 if real == "double" else 4
         dims = sorted({p.dim for p in self.paths})
         pitches = {dim: pitch(dim, bytes_each, of_weights) for dim in dims}
-        layout = self.layout(bytes_each, of_weights)
+        layout = self.layout(bytes_each, of_weights, few)
         nodes = DEPTH if of_weights else layout.rows
         room = max(nodes // dim * n for dim, n in pitches.items())
         lines = [

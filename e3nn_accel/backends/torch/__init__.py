@@ -22,6 +22,9 @@ from e3nn_accel.descriptor import (
     ConvolutionDescriptor,
     Descriptor,
     LinearDescriptor,
+    RadialEmbeddingDescriptor,
+    RadialMlpDescriptor,
+    SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
@@ -29,8 +32,11 @@ from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
 DTYPES = (torch.float32, torch.float64)
 
 
+OF_TORCH_ALREADY = (RadialMlpDescriptor, RadialEmbeddingDescriptor, SphericalHarmonicsDescriptor)
+
+
 class TorchBackend:
-    """Plans every operation of every descriptor in float32 and float64."""
+    """Plans every operation whose stock form isn't torch operations as good already, in float32 and float64."""
 
     name = "torch"
     priority = 0
@@ -62,6 +68,8 @@ class TorchBackend:
             if reason:
                 return Refusal(self.name, reason)
             strategy, run = convolution.plan(descriptor, context)
+        elif isinstance(descriptor, OF_TORCH_ALREADY):
+            return Refusal(self.name, "stock e3nn's are torch operations, as fast as any other")
         elif species_linear.applies(descriptor):
             strategy, run = species_linear.plan(descriptor, context)
         else:

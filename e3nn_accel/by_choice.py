@@ -1,0 +1,45 @@
+"""Calls that stock e3nn has by choice: of targets that one backend alone is faster for, where it can't be used.
+
+They are no fallbacks: nothing is planned, strict mode doesn't complain, and no report counts them. `explain`
+says in a line which modules they are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from e3nn_accel.config import Config
+    from e3nn_accel.hookspecs import Target
+    from e3nn_accel.registry import Registry
+
+
+def reason_for_stock(
+    target: Target, config: Config, registry: Registry, device: torch.device
+) -> str:
+    """Why stock e3nn has the target's calls on this device; an empty string: it hasn't, or not by choice."""
+    if not target.backend or config.backend == target.backend:
+        return ""
+    if config.backend != "auto":
+        return f"backend {config.backend} isn't asked, {target.backend} alone is faster than stock"
+    backend = registry.backend(target.backend)
+    if backend is None:
+        return f"there is no backend {target.backend}"
+    if getattr(backend, "device_type", device.type) != device.type:
+        return f"as fast on the {device.type.upper()} as any plan"
+    return registry.available(backend).reason
+
+
+def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """The argument whose device decides, if it is a tensor."""
+    x = args[0] if args else next(iter(kwargs.values()), None)
+    return x if isinstance(x, torch.Tensor) else None
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where a module's tensors are; the CPU for one that has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")

@@ -1,0 +1,17 @@
+"""Batches for MACECalculator: the neighbours of one step serve the next.
+
+A step of molecular dynamics changes little: everything of MACE's batch but positions and edges stays,
+and the edges are some of the pairs that were near a while ago (Verlet's list). What isn't like the
+last call gets MACE's own batch.
+
+    calls.py     the calls of every calculator
+    state.py     those of one: reused, or MACE's own batch with the reason
+    frame.py     what a batch was made of besides positions, and whether that is so still
+    pairs.py     pairs somewhat beyond the cutoff, and the edges among them
+    results.py   from the model's results to ASE's, in one transfer
+"""
+
+from __future__ import annotations
+
+NEIGHBOURS = "neighbours"
+"""The operation under which batches of a calculator are counted."""

@@ -1,0 +1,122 @@
+"""The hidden layers of a radial MLP, differentiable to any order; what computes values and gradients is a parameter.
+
+Second derivatives, which training on forces wants, are torch's own, of the same layers in torch
+operations made anew from the operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from e3nn_accel.compat import gradients_wanted
+
+Weights = Sequence[torch.Tensor]
+
+
+class HiddenKernels(Protocol):
+    """What a backend offers, on contiguous tensors: x [edges, in], weights [in, out] of each layer, g [edges, out]."""
+
+    def forward(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """The last activations, [edges, out]."""
+        ...
+
+    def backward(
+        self, g: torch.Tensor, x: torch.Tensor, weights: Weights, wanted: tuple[bool, ...]
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of (x, *weights); None where not wanted."""
+        ...
+
+    def composed(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """The last activations in torch operations."""
+        ...
+
+
+def hidden_layers(x: torch.Tensor, weights: Weights, kernels: HiddenKernels) -> torch.Tensor:
+    """The last activations, [edges, out]."""
+    out: torch.Tensor
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights)):
+        out = _Forward.apply(x, *weights, kernels)  # type: ignore[no-untyped-call]
+    else:
+        out = kernels.forward(x.contiguous(), [w.contiguous() for w in weights])
+    return out
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> torch.Tensor:
+        x, *weights, kernels = given
+        ctx.save_for_backward(
+            x, *weights
+        )  # these and no copies: second derivatives go back to them
+        ctx.kernels = kernels
+        ctx.set_materialize_grads(False)
+        out: torch.Tensor = kernels.forward(x.contiguous(), [w.contiguous() for w in weights])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, *weights = ctx.saved_tensors
+        wanted = gradients_wanted(ctx, 1 + len(weights))
+        (g,) = grads
+        if g is None or not any(wanted):
+            return (None,) * (len(wanted) + 1)
+        if torch.is_grad_enabled():
+            found = _Backward.apply(g, x, *weights, ctx.kernels, wanted)  # type: ignore[no-untyped-call]
+        else:
+            found = _gradients(ctx.kernels, g, x, weights, wanted)
+        return (*found, None)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Any:
+        g, x, *weights, kernels, wanted = given
+        ctx.save_for_backward(g, x, *weights)
+        ctx.kernels, ctx.wanted = kernels, wanted
+        ctx.set_materialize_grads(False)
+        return _gradients(kernels, g, x, weights, wanted)
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: Any) -> Any:
+        wanted = gradients_wanted(ctx, len(ctx.saved_tensors))
+        if all(h is None for h in tangents) or not any(wanted):
+            return (None,) * (len(wanted) + 2)
+        further = torch.is_grad_enabled()
+        with torch.enable_grad():
+            second = _second(ctx, tangents, further)
+        kept = (t if want else None for t, want in zip(second, wanted, strict=True))
+        return (*kept, None, None)
+
+
+def _gradients(
+    kernels: HiddenKernels,
+    g: torch.Tensor,
+    x: torch.Tensor,
+    weights: Weights,
+    wanted: tuple[bool, ...],
+) -> tuple[torch.Tensor | None, ...]:
+    contiguous = [w.contiguous() for w in weights]
+    return kernels.backward(g.contiguous(), x.contiguous(), contiguous, wanted)
+
+
+def _second(ctx: Any, tangents: Any, further: bool) -> Any:
+    """The derivatives of <gradients, tangents> by (g, x, *weights); differentiable if ``further``."""
+    # Views, so that what the operands themselves may be computed of isn't gone through.
+    g, x, *weights = (
+        t.view_as(t) if further and t.requires_grad else t.detach().requires_grad_()
+        for t in ctx.saved_tensors
+    )
+    out = ctx.kernels.composed(x, weights)
+    given = [(n, h) for n, h in enumerate(tangents) if h is not None]
+    sources = [(x, *weights)[n] for n, _ in given]
+    first = torch.autograd.grad(out, sources, g, create_graph=True)
+    return torch.autograd.grad(
+        first,
+        (g, x, *weights),
+        [h for _, h in given],
+        create_graph=further,
+        allow_unused=True,
+    )

@@ -1,0 +1,69 @@
+"""Versions side by side: every e3nn that is supported, torch's oldest and newest, and other people's packages.
+
+``nox -s versions`` runs what depends on e3nn or torch with each pair of them, ``nox -s others`` the tests
+of packages built on e3nn. PyPI's torch brings CUDA libraries (gigabytes) on Linux; where there is no NVIDIA GPU:
+``nox -s versions -- --torch-index https://download.pytorch.org/whl/cpu``.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["versions"]
+
+TORCH = ["2.4.1", "2.13.0"]
+"""The oldest that pyproject.toml allows, and the newest that was tried."""
+
+E3NN = ["0.4.4", "0.5.9", "0.6.0"]
+
+WITH_MACE = "0.4.4"
+"""What mace-torch pins."""
+
+VERSION_DEPENDENT = [
+    f"tests/test_{name}.py"
+    for name in (
+        "compat", "compile", "compiled_by_torch", "contraction", "convolution", "e3nn_networks", "edge_cases",
+        "enable_disable", "gradient_wanted", "import_order", "parity_modules", "pickle", "selfcheck", "species_linear",
+        "subclasses", "torchscript", "training_tools", "weights_change",
+    )
+]  # fmt: skip
+"""Tests of what touches e3nn's classes or torch's private functions."""
+
+
+def install_torch(session: nox.Session, version: str) -> None:
+    """First and alone: resolved together with the rest, pip may pick another build of it."""
+    index = []
+    if session.posargs and session.posargs[0] == "--torch-index":
+        index = ["--index-url", session.posargs[1]]
+    session.install(f"torch=={version}", *index)
+
+
+def run_tests(session: nox.Session, *paths: str) -> None:
+    """One thread each: more would fight for the same cores."""
+    arguments = session.posargs[2:] if "--torch-index" in session.posargs else session.posargs
+    session.run(
+        "python", "-m", "pytest", "-q", "-m", "not slow", *(arguments or paths),
+        env={"OMP_NUM_THREADS": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
+    )  # fmt: skip
+
+
+@nox.session
+@nox.parametrize("e3nn", E3NN)
+@nox.parametrize("torch", TORCH)
+def versions(session: nox.Session, torch: str, e3nn: str) -> None:
+    """The tests that depend on versions, with MACE where e3nn is its."""
+    install_torch(session, torch)
+    extras = "mace,cli,test" if e3nn == WITH_MACE else "cli,test"
+    session.install("-e", f".[{extras}]", f"torch=={torch}", f"e3nn=={e3nn}")
+    run_tests(session, *VERSION_DEPENDENT)
+
+
+@nox.session
+@nox.parametrize("e3nn", ["04", "06"])
+def others(session: nox.Session, e3nn: str) -> None:
+    """graph-pes, torch-sim, janus-core and phonopy with e3nn 0.4; sevenn and nequip with e3nn 0.6."""
+    install_torch(session, TORCH[-1])
+    session.install("-e", f".[test,others-e3nn{e3nn}]", f"torch=={TORCH[-1]}")
+    run_tests(session, "tests/others")

@@ -1,0 +1,236 @@
+"""Time ASE's molecular dynamics with MACECalculator, stock and accelerated in one run, and where a step goes.
+
+python tests/gpu/time_md_steps.py [--device cuda|cpu] [--atoms 64,1000,4096] [--steps 60] [--ways stock,old,ours]
+python tests/gpu/time_md_steps.py --drift 2000 [--device cuda|cpu] [--dtype float64] [--repeat 3]
+
+NVE of silicon at 300 K, 1 fs, with MACE-MP-0 medium's shape (random weights, scaled down so that no atom
+flies away), float32. Ways: "stock", "old" (accelerated, neighbours="0") and "ours". Each takes its turn
+twice; the medians with quartiles are of all steps of both. A step is ASE's, from one set of forces to the
+next: "neighbours" is what MACE calls for its list, "batch" the rest of the calculator's batch, "model" the
+calls of the model until the device has finished, "rest" everything else (ASE, results).
+
+--drift: NVE at 300 K with the shipped checkpoint, water and ethanol, stock and ours from the same start; the
+slope of the total energy by least squares, per atom, and its fluctuation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 reads a pickle
+
+import numpy as np
+import torch
+
+import e3nn_accel
+from e3nn_accel import structures
+from e3nn_accel.cli.shapes import build, silicon
+
+WAYS: dict[str, dict[str, Any]] = {"stock": {}, "old": {"neighbours": "0"}, "ours": {}}
+WARM_UP = 10
+FOLDER = Path(__file__).parent.parent.parent / "examples/water_ethanol"
+
+
+class Clock:
+    """Seconds of parts of a step; parts within parts are taken off them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._within: list[float] = []
+
+    @contextmanager
+    def part(self, name: str, waits: bool = False) -> Iterator[None]:
+        """Until the device has finished, if it ``waits``."""
+        self._within.append(0.0)
+        started = time.perf_counter()
+        try:
+            yield
+            if waits and self.device.type == "cuda":
+                torch.cuda.synchronize()
+        finally:
+            took = time.perf_counter() - started
+            self.seconds[name] += took - self._within.pop()
+            if self._within:
+                self._within[-1] += took
+
+    def timing(self, function: Callable[..., Any], name: str, waits: bool = False) -> Any:
+        """The function, timed as a part."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name, waits):
+                return function(*args, **kwargs)
+
+        return timed
+
+
+@contextmanager
+def watched(clock: Clock, ours: bool) -> Iterator[None]:
+    """Time MACE's neighbour list, the making of batches, and calls of models."""
+    import mace.calculators.mace as calculators
+    from mace.data import atomic_data, neighborhood
+    from mace.modules.models import ScaleShiftMACE
+
+    from e3nn_accel.neighbours.state import CalculatorState
+
+    stock_list = neighborhood.get_neighborhood
+    places: list[tuple[Any, str, str, bool]] = [
+        (atomic_data, "get_neighborhood", "neighbours", False),
+        (neighborhood, "get_neighborhood", "neighbours", False),
+        (calculators.MACECalculator, "_clone_batch", "batch", False),
+        (ScaleShiftMACE, "__call__", "model", True),
+    ]
+    # where ours makes no batch it is made by MACE's method, within the state's
+    if ours:
+        places += [(CalculatorState, name, "batch", True) for name in ("tensors", "batch")]
+    else:
+        places.append((calculators.MACECalculator, "_atoms_to_batch", "batch", True))
+    before = [(owner, name, vars(owner).get(name)) for owner, name, _, _ in places]
+    for owner, name, part, waits in places:
+        function = stock_list if name == "get_neighborhood" else getattr(owner, name)
+        setattr(owner, name, clock.timing(function, part, waits))
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            delattr(owner, name) if value is None else setattr(owner, name, value)
+
+
+def dynamics_of(atoms: Any, femtoseconds: float) -> Any:
+    """NVE from 300 K, the same velocities each time."""
+    from ase import units
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+    from ase.md.verlet import VelocityVerlet
+
+    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    Stationary(atoms)
+    return VelocityVerlet(atoms, femtoseconds * units.fs)
+
+
+def steps(model: Any, atoms: Any, way: str, device: str, number: int) -> list[dict[str, float]]:
+    """Seconds of each step, whole and by part."""
+    from mace.calculators import MACECalculator
+
+    atoms = atoms.copy()
+    if way != "stock":
+        e3nn_accel.enable(**WAYS[way])
+    atoms.calc = MACECalculator(models=model, device=device, default_dtype="float32")
+    dynamics, found = dynamics_of(atoms, 1.0), []
+    dynamics.run(WARM_UP)
+    for _ in range(number):  # whole steps first: the clocks of parts wait for the device
+        started = time.perf_counter()
+        dynamics.run(1)
+        found.append({"whole": time.perf_counter() - started})
+    clock = Clock(torch.device(device))
+    with watched(clock, way == "ours"):
+        for step in found:
+            before = dict(clock.seconds)
+            with clock.part("rest"):
+                dynamics.run(1)
+            step |= {name: s - before.get(name, 0.0) for name, s in clock.seconds.items()}
+    if way != "stock":
+        for line in str(e3nn_accel.report()).splitlines():
+            if "MACECalculator" in line or " model " in line:
+                print("     ", " ".join(line.split()))
+    e3nn_accel.disable()
+    return found
+
+
+def spread(values: list[float]) -> str:
+    """Median and quartiles in milliseconds."""
+    low, median, high = (1e3 * t for t in statistics.quantiles(values, n=4, method="inclusive"))
+    return f"{median:.2f} [{low:.2f}-{high:.2f}]"
+
+
+def time_steps(args: argparse.Namespace) -> None:
+    """A block for each size."""
+    model = build("mp0-medium")
+    for readout in model.readouts:  # small forces: silicon stays where it is
+        for parameter in readout.parameters():
+            parameter.data *= 1e-3
+    ways = args.ways.split(",")
+    for number in map(int, args.atoms.split(",")):
+        atoms = silicon(number)
+        print(f"{len(atoms)} atoms")
+        found: dict[str, list[dict[str, float]]] = defaultdict(list)
+        for way in (*ways, *reversed(ways)):
+            found[way] += steps(model, atoms, way, args.device, args.steps)
+        for way in ways:
+            parts = ("neighbours", "batch", "model", "rest")
+            means = {p: 1e3 * statistics.mean(s.get(p, 0.0) for s in found[way]) for p in parts}
+            print(
+                f"  {way:6s} {spread([s['whole'] for s in found[way]])} ms a step;",
+                "mean of parts:",
+                ", ".join(f"{part} {mean:.2f}" for part, mean in means.items()),
+            )
+        if "stock" in ways:
+            for way in ways:
+                medians = [statistics.median(s["whole"] for s in found[w]) for w in ("stock", way)]
+                print(f"  {way}: {medians[0] / medians[1]:.2f} times as fast as stock")
+
+
+def drift(args: argparse.Namespace) -> None:
+    """A line for each way."""
+    import ase.io
+    from ase import units
+    from mace.calculators import MACECalculator
+
+    start = ase.io.read(FOLDER / "structures.xyz", index=args.index)
+    start.info.clear()
+    start = start * (args.repeat,) * 3 if start.pbc.all() else start
+    print(f"{start.get_chemical_formula()}, {args.drift} steps of 0.5 fs, {args.dtype}")
+    for way in ("stock", "ours"):
+        if way != "stock":
+            e3nn_accel.enable()
+        atoms = start.copy()
+        path = str(FOLDER / "water_ethanol.model")
+        atoms.calc = MACECalculator(path, device=args.device, default_dtype=args.dtype)
+        dynamics = dynamics_of(atoms, 0.5)
+        energies: list[float] = []
+        dynamics.attach(lambda a=atoms, e=energies: e.append(a.get_total_energy() / len(a)))
+        started = time.perf_counter()
+        dynamics.run(args.drift)
+        seconds = time.perf_counter() - started
+        times = dynamics.dt / units.fs * 1e-3 * np.arange(len(energies))
+        slope, _ = np.polyfit(times, energies, 1)
+        print(
+            f"  {way:6s} drift {1e3 * slope:+.5f} meV/atom/ps, fluctuation {1e3 * np.std(energies):.4f} meV/atom, "
+            f"last energy {energies[-1]:.9f} eV/atom, {1e3 * seconds / args.drift:.2f} ms a step"
+        )
+    print("     ", "\n      ".join(
+        " ".join(line.split()) for line in str(e3nn_accel.report()).splitlines()
+        if "MACECalculator" in line or " model " in line))  # fmt: skip
+    e3nn_accel.disable()
+
+
+def main() -> None:
+    """Read the arguments, and time."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--atoms", default="64,1000,4096")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--drift", type=int, metavar="STEPS")
+    parser.add_argument("--dtype", default="float64")
+    parser.add_argument("--index", type=int, default=-1, help="of the shipped structures")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="of a periodic structure, along each vector"
+    )
+    args = parser.parse_args()
+    structures.import_mace()
+    name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    (time_steps if args.drift is None else drift)(args)
+
+
+if __name__ == "__main__":
+    main()
