@@ -70,11 +70,11 @@ suites: $(VENV)/installed $(SUITES)/e3nn $(SUITES)/mace
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python tests/other_suites.py $(SUITES)/e3nn/tests
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python tests/other_suites.py $(SUITES)/mace/tests
 
-$(SUITES)/e3nn: $(VENV)/installed
+$(SUITES)/e3nn: | $(VENV)/installed
 	git clone -q --depth 1 --branch $$($(VENV)/bin/python -c "from importlib.metadata import version; \
 	print(version('e3nn'))") https://github.com/e3nn/e3nn $@
 
-$(SUITES)/mace: $(VENV)/installed
+$(SUITES)/mace: | $(VENV)/installed
 	mkdir -p $@ && $(VENV)/bin/python -m pip download -q --no-deps --no-binary :all: -d $(SUITES) \
 	mace-torch==$$($(VENV)/bin/python -c "from importlib.metadata import version; print(version('mace-torch'))")
 	tar xzf $(SUITES)/mace_torch-*.tar.gz --strip-components 1 -C $@

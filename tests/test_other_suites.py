@@ -1,4 +1,4 @@
-"""Comparing a suite's outcomes with and without us: what differs is found, what is unsteady or refused is told apart."""
+"""A suite's outcomes with and without us: what differs is found, what is unsteady or refused is told apart."""
 
 from __future__ import annotations
 

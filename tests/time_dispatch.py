@@ -34,6 +34,7 @@ from e3nn_accel.backends.cuda import (
     CudaBackend,
     contraction_basis,
     contraction_kernels,
+    contraction_schedule,
     indexed_linear_launch,
     species,
 )
