@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from comparison import accelerated, usage
+from host_kernels import HostCompiler
 from radial_embedding_parity import CASES, R_MAX, block, check, embedding, lengths
 
 import e3nn_accel
@@ -194,3 +195,10 @@ def test_trained_frequencies_have_a_plan_where_nothing_is_differentiated() -> No
         found = embedding(module)(lengths(6))
         assert usage(module) == {("radial_embedding", "cuda"): 1}
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(kernels_on_host: HostCompiler) -> None:
+    """Reads and writes beyond the end, undefined arithmetic."""
+    kernels_on_host.sanitizer = "address"
+    check(block(), lengths(70), torch.float64)

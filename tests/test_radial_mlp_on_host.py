@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from comparison import accelerated, draw, poisoned_memory, usage
+from host_kernels import HostCompiler
+from host_launch import HostError
 from radial_parity import CASES, Net, check
 
 from e3nn_accel.backends.cuda import CudaBackend
 from e3nn_accel.backends.cuda.radial_mlp_kernels import RadialMlpKernels
+from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.health import registry
 from e3nn_accel.plan import Plan, PlanContext, Refusal
@@ -155,3 +159,45 @@ def test_what_does_not_fit_is_said() -> None:
     plan = CudaBackend().plan(described, context)
     assert isinstance(plan, Plan)
     assert "bytes of shared memory, there are 101376" in plan.strategy
+
+
+SMALL = Net((5, 24, 40, 16, 6))
+BARRIER = "__syncthreads();"
+BARRIERS = KernelProgram("", "radial_mlp.cu", ()).source().count(BARRIER)
+
+
+def both_gradients() -> None:
+    """By the kernel for frozen weights and by that for all; a block has several tiles."""
+    module, x = SMALL.build(), draw((150, 5), 3).requires_grad_()
+    leaves = [x, *module.parameters()]
+    with accelerated(self_check=False, backend="cuda"):
+        for wanted in ([x], leaves):
+            torch.autograd.grad(module(x).square().sum(), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("barrier", range(BARRIERS))
+def test_a_missing_barrier_is_a_race(barrier: int, kernels_on_host: HostCompiler) -> None:
+    """ThreadSanitizer says so, of each."""
+
+    def without(program: KernelProgram) -> KernelProgram:
+        if program.file != "radial_mlp.cu":
+            return program
+        parts = program.source().split(BARRIER)
+        parts[barrier : barrier + 2] = [";".join(parts[barrier : barrier + 2])]
+        return replace(program, code=BARRIER.join(parts))
+
+    kernels_on_host.sanitizer, kernels_on_host.change = "thread", without
+    with pytest.raises(HostError, match="data race"):
+        both_gradients()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_sanitizers_find_nothing(
+    sanitizer: str, dtype: torch.dtype, kernels_on_host: HostCompiler
+) -> None:
+    """Races; reads and writes beyond the end, in shared memory too; undefined arithmetic."""
+    kernels_on_host.sanitizer = sanitizer
+    check(SMALL.build(), draw((150, 5), 3).requires_grad_(), dtype)

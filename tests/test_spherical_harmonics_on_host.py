@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 from comparison import accelerated, usage
 from e3nn import o3
 from harmonics_parity import CASES, built, check, slices_of, vectors
+from host_kernels import HostCompiler
+from host_launch import HostError
 
 import e3nn_accel
+from e3nn_accel.compile import KernelProgram
 
 pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host")
 
@@ -166,3 +170,31 @@ def test_degrees_are_where_their_irreps_are() -> None:
     """`slices_of` here and e3nn's own, where nothing is merged."""
     module = built("MACE")
     assert slices_of(module) == list(module.irreps_out.slices())
+
+
+BARRIER = "__syncthreads();"
+BARRIERS = KernelProgram("", "spherical_harmonics.cu", ()).source().count(BARRIER)
+
+
+@pytest.mark.slow
+@pytest.mark.once
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+@pytest.mark.parametrize("case", ["MACE", "odd order, repeated"])
+def test_sanitizers_find_nothing(case: str, sanitizer: str, kernels_on_host: HostCompiler) -> None:
+    """Races; reads and writes beyond the end, in shared memory too; undefined arithmetic."""
+    kernels_on_host.sanitizer = sanitizer
+    check(built(case), vectors(70), torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.once
+@pytest.mark.parametrize("barrier", range(BARRIERS))
+def test_a_missing_barrier_is_a_race(barrier: int, kernels_on_host: HostCompiler) -> None:
+    def change(program: KernelProgram) -> KernelProgram:
+        parts = program.source().split(BARRIER)
+        parts[barrier : barrier + 2] = ["".join(parts[barrier : barrier + 2])]
+        return replace(program, code=BARRIER.join(parts))
+
+    kernels_on_host.sanitizer, kernels_on_host.change = "thread", change
+    with pytest.raises(HostError, match="data race"):
+        check(built("MACE"), vectors(70), torch.float64)

@@ -25,6 +25,8 @@ SLOPES = 128
 SHARED_OF = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, 110: 227}
 """KiB of shared memory that a block may have, by compute capability."""
 LEAST_SHARED, ON_THE_HOST = 99, 90
+MULTIPROCESSOR, RESERVED = 228 * 1024, 1024
+"""Bytes of shared memory of a large one, and those of each block that are the system's."""
 FORWARD, INPUT, ALL = "forward", "to_input", "to_all"
 GRADIENTS = {FORWARD: 0, INPUT: 1, ALL: 2}
 ENTRIES = {
@@ -54,7 +56,8 @@ def cut(widths: Sequence[int], bytes_each: int, kind: str) -> Cut:
     wide = max(widths) > TILE
     rows = 32 if bytes_each == 8 or wide else 64
     shared = (weights + rows * shared_of_a_row(widths, kind)) * bytes_each
-    blocks = 1 if wide or bytes_each == 8 else 3 if kind == FORWARD else 2
+    most = 3 if kind == FORWARD and rows == 64 else 2  # with the registers that they take
+    blocks = max(1, min(most, MULTIPROCESSOR // (shared + RESERVED)))
     return Cut(rows, blocks, shared)
 
 
