@@ -126,7 +126,7 @@ def calls_of(
     assert dispatcher is not None
     (outcome,) = dispatcher.runners[module].outcomes.values()
     assert outcome.plan is not None, outcome.reason
-    assert outcome.plan.backend == "cuda", outcome.reason
+    assert outcome.plan.backend == "cuda"
     target, _ = dispatcher.target_of(module) or (None, None)
     assert target is not None
     operands, run = target.bind(module, x, *others).operands, outcome.plan.run
