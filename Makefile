@@ -5,6 +5,7 @@
 # make lint   ruff and mypy
 # make test-gpu   the tests of the kernels, on an NVIDIA GPU
 # make sanitize   some of them under compute-sanitizer (from the CUDA toolkit)
+# make suites  the tests of e3nn and of MACE, with stock e3nn and with us: no outcome may differ (hours)
 # make clean  remove the environments
 #
 # The environments are made when they are absent, and brought up to date when pyproject.toml changes.
@@ -20,6 +21,7 @@ MARKERS     ?= not slow
 MARKERS_06  ?= not slow and not once
 WORKERS     ?= 2
 PYTEST_ARGS ?=
+SUITES      ?= .suites
 # a kernel of each kind, in operands of few rows: the sanitizer takes seconds for each launch
 SANITIZED   ?= (values and float32) or (shapes and several and float32) or (modes and float32)
 
@@ -32,7 +34,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -n $(WORKERS) \
 	-m "$(2)" $(PYTEST_ARGS)
 
-.PHONY: demo test test-mace test-e3nn06 test-others test-versions test-gpu sanitize lint environments clean
+.PHONY: demo test test-mace test-e3nn06 test-others test-versions test-gpu sanitize suites lint environments clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/e3nn-accel verify $(CHECKPOINT) --structures $(STRUCTURES)
@@ -62,6 +64,20 @@ test-gpu: $(VENV)/installed
 sanitize: $(VENV)/installed
 	for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 9 \
 	$(VENV)/bin/python -m pytest -q -m gpu -k "$(SANITIZED)" $(PYTEST_ARGS) tests/gpu || exit; done
+
+# MACE's tests are in its source distribution, e3nn 0.4's only in its repository
+suites: $(VENV)/installed $(SUITES)/e3nn $(SUITES)/mace
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python tests/other_suites.py $(SUITES)/e3nn/tests
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python tests/other_suites.py $(SUITES)/mace/tests
+
+$(SUITES)/e3nn: | $(VENV)/installed
+	git clone -q --depth 1 --branch $$($(VENV)/bin/python -c "from importlib.metadata import version; \
+	print(version('e3nn'))") https://github.com/e3nn/e3nn $@
+
+$(SUITES)/mace: | $(VENV)/installed
+	mkdir -p $@ && $(VENV)/bin/python -m pip download -q --no-deps --no-binary :all: -d $(SUITES) \
+	mace-torch==$$($(VENV)/bin/python -c "from importlib.metadata import version; print(version('mace-torch'))")
+	tar xzf $(SUITES)/mace_torch-*.tar.gz --strip-components 1 -C $@
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -93,4 +109,4 @@ $(VENV_OTHERS)-%/installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_E3NN06) $(VENV_OTHERS)-*
+	rm -rf $(VENV) $(VENV_E3NN06) $(VENV_OTHERS)-* $(SUITES)

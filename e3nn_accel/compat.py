@@ -21,6 +21,9 @@ StopRecomputation: type[Exception] = getattr(
 OutOfMemory: type[Exception] = torch.cuda.OutOfMemoryError
 """A device's memory is full, for which no plan is to blame."""
 
+DeviceType: Any = torch._C._autograd.DeviceType
+"""Kinds of devices, as profiled events name them."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

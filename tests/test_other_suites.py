@@ -1,0 +1,81 @@
+"""A suite's outcomes with and without us: what differs is found, what is unsteady or refused is told apart."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import fresh_python
+import pytest
+from other_suites import Run, differences, refusals, root_of
+from suite_outcomes import SEVERITY
+
+pytestmark = pytest.mark.once
+
+SUITE = """
+import os
+import pytest, torch
+from e3nn import o3
+
+def test_same():
+    assert o3.Linear("2x0e", "2x0e")(torch.ones(3, 2)).shape == (3, 2)
+
+def test_half():
+    o3.Linear("2x0e", "2x0e").bfloat16()(torch.ones(3, 2, dtype=torch.bfloat16))
+
+@pytest.mark.xfail
+def test_expected():
+    assert False
+"""
+DIFFERENT = """
+def test_notices():
+    assert os.environ.get("E3NN_ACCEL") is None
+"""
+
+
+def test_differences() -> None:
+    """By test, also of those that only one of the runs has."""
+    stock = Run({"a": "passed", "b": "failed", "c": "xfailed", "d": "passed"}, {})
+    ours = Run({"a": "passed", "b": "passed", "c": "xpassed", "e": "passed"}, {})
+    assert differences(stock, ours) == ["b", "c", "d", "e"]
+    assert [ours.outcome(test) for test in "bcde"] == ["passed", "xpassed", "absent", "passed"]
+    assert set(SEVERITY) >= {"passed", "failed", "xfailed", "xpassed"}
+
+
+def test_refusals() -> None:
+    """Strict mode's errors by reason; no other error is one."""
+    text = "E   e3nn_accel.errors.AccelError: Linear can't be accelerated\nE     - torch: needs float32"
+    found = refusals(["a", "b", "c"], Run({}, {"a": text, "b": "E   AssertionError", "c": text}))
+    assert found == {"torch: needs float32": ["a", "c"]}
+
+
+def test_root(tmp_path: Path) -> None:
+    """The folder that has ``tests``."""
+    assert root_of([tmp_path / "tests" / "o3" / "linear_test.py"]) == tmp_path
+    assert root_of([tmp_path / "tests"]) == tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "flags", "code", "said"),
+    [
+        (SUITE, (), 0, "3 tests, 0 differ"),
+        (SUITE + DIFFERENT, (), 1, "test_notices: passed -> failed"),
+        (SUITE, ("--strict",), 0, "1 refused by strict mode: "),
+    ],
+    ids=["same", "different", "strict"],
+)
+def test_whole(tmp_path: Path, body: str, flags: tuple[str, ...], code: int, said: str) -> None:
+    """A suite of a few tests, as from a shell."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(body)
+    program = Path(__file__).with_name("other_suites.py")
+    done = subprocess.run(
+        [sys.executable, program, *flags, tmp_path / "tests"],
+        env={**fresh_python.environment(), "PYTHONPATH": str(fresh_python.SOURCE)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in done.stdout
