@@ -21,6 +21,9 @@ StopRecomputation: type[Exception] = getattr(
 OutOfMemory: type[Exception] = torch.cuda.OutOfMemoryError
 """A device's memory is full, for which no plan is to blame."""
 
+DeviceType: Any = torch._C._autograd.DeviceType
+"""Kinds of devices, as profiled events name them."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -41,6 +44,7 @@ jit_tracing_state: Callable[[], object] = torch._C._get_tracing_state
 functorch_transform: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
 """The functorch transform (vmap, grad, jvp) that is running, whose tensors are not plain ones, or None."""
 
+_CPU = torch.device("cpu")
 _any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 _forward_ad: Any = torch.autograd.forward_ad
 _hooks: Any = torch.nn.modules.module
@@ -56,7 +60,7 @@ def autocast_takes(x: torch.Tensor) -> bool:
 
     A device's type is a text, which torch writes and reads again: several times what the rest costs.
     """
-    if (x.is_cpu or x.is_cuda) and not _any_autocast():
+    if (x.is_cuda or x.device == _CPU) and not _any_autocast():
         return False
     return autocast_active(x.device)
 

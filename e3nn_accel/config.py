@@ -13,10 +13,19 @@ from typing import Any, Literal, get_args
 from e3nn_accel.errors import E3nnAccelWarning
 from e3nn_accel.variables import VARIABLES, Variable
 
-__all__ = ["VARIABLES", "Config", "GraphMode", "LogLevel", "NeighboursMode", "Variable"]
+__all__ = [
+    "VARIABLES",
+    "Config",
+    "GraphMode",
+    "LogLevel",
+    "NeighboursMode",
+    "Precision",
+    "Variable",
+]
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 GraphMode = Literal["auto", "0", "1"]
+Precision = Literal["float32", "tf32", "bf16"]
 NeighboursMode = Literal["auto", "0", "1"]
 
 
@@ -40,6 +49,8 @@ class Config:
         deterministic: Equal calls give equal bits; otherwise kernels may use float atomics.
         graph: Whether whole calls of MACE models on a GPU are captured in CUDA graphs: "auto" where parameters
             are frozen, "1" (True) also where they aren't, results then detached; "0" (False) never.
+        precision: What kernels round float32 operands of matrix products to before they multiply them:
+            "float32": nothing that shows; "tf32" and "bf16": faster, and as inexact as `Plan.rounded_to` says.
         neighbours: Whether batches of a MACECalculator reuse the neighbours of the last ones: "auto" once a
             structure is seen to move slowly, "1" (True) from its second call, "0" (False) never.
         cache_dir: Where compiled kernels are kept; None: the user's cache folder.
@@ -60,6 +71,7 @@ class Config:
     self_check: bool = True
     deterministic: bool = True
     graph: GraphMode = "auto"
+    precision: Precision = "float32"
     neighbours: NeighboursMode = "auto"
     cache_dir: str | None = None
     dump: str | None = None
@@ -86,6 +98,10 @@ class Config:
         changed = dataclasses.replace(self, **options)
         if changed.log is not None and changed.log not in get_args(LogLevel):
             raise ValueError(f"log must be one of {get_args(LogLevel)}, got {changed.log!r}")
+        if changed.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision must be one of {get_args(Precision)}, got {changed.precision!r}"
+            )
         return changed
 
     @classmethod
@@ -167,6 +183,7 @@ _READERS: dict[str, tuple[str, Any]] = {
     "self_check": ("E3NN_ACCEL_SELF_CHECK", _flag),
     "deterministic": ("E3NN_ACCEL_DETERMINISTIC", _flag),
     "graph": ("E3NN_ACCEL_GRAPH", _one_of(*get_args(GraphMode))),
+    "precision": ("E3NN_ACCEL_PRECISION", _one_of(*get_args(Precision))),
     "neighbours": ("E3NN_ACCEL_NEIGHBOURS", _one_of(*get_args(NeighboursMode))),
     "cache_dir": ("E3NN_ACCEL_CACHE_DIR", str),
     "dump": ("E3NN_ACCEL_DUMP", str),

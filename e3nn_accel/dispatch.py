@@ -295,7 +295,8 @@ class Dispatcher:
         self, module: torch.nn.Module, outcome: Outcome, out: torch.Tensor, call: Call, strict: bool
     ) -> None:
         """Compare one result with stock e3nn on the same operands."""
-        finding = selfcheck.compare_call(module, call, out)
+        assert outcome.plan is not None
+        finding = selfcheck.compare_call(module, call, out, outcome.plan)
         if finding and strict:
             raise AccelError(f"{type(module).__name__} differs from stock e3nn", [finding])
         if finding:

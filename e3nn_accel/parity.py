@@ -117,11 +117,13 @@ class _Comparison:
                 atoms, edges = len(graph["positions"]), graph["edge_index"].shape[1]
                 structures.append(StructureParity(name, atoms, edges, rows))
             explained = reporting.explain(self.model)
+            asked, rounded = reporting.precision(self.model)
         modules = {row.path for row in explained.rows}
         fallen = {row.path for row in explained.fallbacks}
         return DtypeParity(
-            self._name, tuple(structures), len(modules), len(modules - fallen), explained.fallbacks
-        )
+            self._name, tuple(structures), len(modules), len(modules - fallen), explained.fallbacks,
+            asked if self.rounded else None, rounded,
+        )  # fmt: skip
 
     def _results(
         self, model: torch.nn.Module, graph: Batch, sizes: Quantities | None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from e3nn_accel.config import Config
+from e3nn_accel.config import Config, Precision
 from e3nn_accel.descriptor import Descriptor
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Plan:
         gradients: Takes (gradient of the result, operands, which of them are wanted) and returns the
             wanted gradients in order, differentiable like `run`; without it they are found by
             running forward again.
+        rounded_to: What operands are rounded to before they are multiplied, if that is coarser than their dtype,
+            as the user asked; the self-check allows for it, and the strategy should name it.
         programs: The CUDA programs that `run` launches; known without a device, compiled by the first run.
     """
 
@@ -64,6 +66,7 @@ class Plan:
     run: Callable[..., torch.Tensor] = field(compare=False, repr=False)
     programs: tuple[KernelProgram, ...] = field(default=(), compare=False, repr=False)
     gradients: Gradients | None = field(default=None, compare=False, repr=False)
+    rounded_to: Precision | None = None
 
 
 @dataclass(frozen=True)

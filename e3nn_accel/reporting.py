@@ -12,7 +12,7 @@ from typing import Any
 
 from e3nn_accel import switch
 from e3nn_accel._version import __version__
-from e3nn_accel.config import Config
+from e3nn_accel.config import Config, Precision
 from e3nn_accel.errors import FallbackWarning
 from e3nn_accel.graphs import MODEL_CALL
 from e3nn_accel.neighbours import NEIGHBOURS
@@ -163,6 +163,17 @@ def _tensor_of(model: Any, module: Any) -> Any:
         (t for t in [*module.parameters(), *model.parameters()] if t.is_floating_point()),
         torch.empty(0),
     )
+
+
+def precision(model: Any) -> tuple[Precision | None, bool]:
+    """What a model's products of float32 are asked to be rounded to, if to anything, and whether a plan does so."""
+    dispatcher = switch.active.dispatcher
+    found = [dispatcher.runners.get(module) for module in model.modules()] if dispatcher else []
+    runners = [runner for runner in found if runner is not None]
+    wanted = [runner.config.precision for runner in runners if runner.config is not None]
+    plans = [outcome.plan for runner in runners for outcome in runner.outcomes.values()]
+    rounded = any(plan is not None and plan.rounded_to is not None for plan in plans)
+    return next((one for one in wanted if one != "float32"), None), rounded
 
 
 def _explain_module(model: Any, path: str, module: Any) -> list[Row]:

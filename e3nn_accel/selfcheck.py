@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from e3nn_accel import compat
+from e3nn_accel.config import Precision
 from e3nn_accel.hookspecs import Call
 from e3nn_accel.interception import stock_call, suspend
 from e3nn_accel.plan import Plan
@@ -24,6 +25,9 @@ from e3nn_accel.plan import Plan
 SKIPPED = "stock e3nn itself could not be run"
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 """Relative, norm-wise: far above rounding, far below any wrong sign, factor or index."""
+ROUNDED: dict[Precision, float] = {"tf32": 2e-3, "bf16": 2e-2}
+"""Likewise, where a plan may round what it multiplies: products of numbers of 11 bits are off by 3e-4
+(root mean square), of 8 bits by 2.3e-3."""
 FLOOR = 1e-2
 """Root mean square that results count as having at least: where stock e3nn's is the rounding of a
 zero (an antisymmetric coupling, say), there is nothing to be relative to. Inputs are of order one."""
@@ -83,18 +87,20 @@ def _compare(
             raise
         except Exception as error:  # autograd itself, in a child process forked after CUDA was used
             return f"{SKIPPED} backward ({type(error).__name__}: {error})"
-        return _differences(found, expected, leaves, stocks, _tolerance(dtype))
+        return _differences(found, expected, leaves, stocks, _tolerance(dtype, plan))
 
 
-def compare_call(module: torch.nn.Module, call: Call, found: torch.Tensor) -> str:
+def compare_call(module: torch.nn.Module, call: Call, found: torch.Tensor, plan: Plan) -> str:
     """What differs between one result and stock e3nn on the same operands, or an empty string."""
     with suspend(), torch.no_grad():
         inputs = tuple(x.detach() for x in call.operands)
         expected = _run_stock(module, call.operation, inputs)
-        return _difference("value", found.detach(), expected, _tolerance(expected.dtype))
+        return _difference("value", found.detach(), expected, _tolerance(expected.dtype, plan))
 
 
-def _tolerance(dtype: torch.dtype) -> float:
+def _tolerance(dtype: torch.dtype, plan: Plan) -> float:
+    if plan.rounded_to is not None:
+        return ROUNDED[plan.rounded_to]
     return TOLERANCE.get(dtype, 8 * torch.finfo(dtype).eps)
 
 

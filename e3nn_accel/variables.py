@@ -79,6 +79,14 @@ VARIABLES: tuple[Variable, ...] = (
         "are frozen; 1: also where they aren't, results are then detached; 0: never",
     ),
     Variable(
+        "E3NN_ACCEL_PRECISION",
+        "float32, tf32, bf16",
+        "float32",
+        "what linears, skip connections and the last layer of radial MLPs multiply on a GPU, of float32: "
+        "tf32 (11 bits) and bf16 (8 bits) are faster and not as accurate as float32; sums are float32, and float64 "
+        "stays what it is; `e3nn-accel verify` shows the error of forces",
+    ),
+    Variable(
         "E3NN_ACCEL_NEIGHBOURS",
         "auto, 0, 1",
         "auto",

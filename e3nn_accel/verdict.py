@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
+from e3nn_accel.config import Precision
 from e3nn_accel.criteria import Row
 from e3nn_accel.reporting import Row as ModuleRow
 
@@ -38,6 +39,8 @@ class DtypeParity:
         modules: Modules of supported classes in the model.
         accelerated: How many of them never ran on stock e3nn.
         fallbacks: The others, with the reason.
+        asked: The precision that was asked for, if it is less than the dtype's.
+        rounded: Whether a plan ran that takes it.
     """
 
     dtype: str
@@ -45,6 +48,22 @@ class DtypeParity:
     modules: int
     accelerated: int
     fallbacks: tuple[ModuleRow, ...]
+    asked: Precision | None = None
+    rounded: bool = False
+
+    @property
+    def cost(self) -> str:
+        """What the precision that was asked for costs, in a line; the tolerances stay those of the dtype."""
+        if self.asked is None:
+            return ""
+        if not self.rounded:
+            return f"{self.asked} was asked for, but nothing here has kernels that take it"
+        worst = max((row for row in self.rows if row.quantity == "forces"), key=lambda r: r.margin)
+        where = "within" if worst.passed else "beyond"
+        return (
+            f"{self.asked}, as asked for: forces off by {worst.error:.1e} ({worst.unit}), "
+            f"{where} {self.dtype}'s tolerance of {worst.tolerance:.1e}"
+        )
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -94,7 +113,7 @@ class Parity:
         document: dict[str, Any] = asdict(self)
         document |= {"passed": self.passed, "verdict": self.verdict}
         for dtype, plain in zip(self.dtypes, document["dtypes"], strict=True):
-            plain["passed"] = dtype.passed
+            plain |= {"passed": dtype.passed, "cost": dtype.cost}
             for structure, entry in zip(dtype.structures, plain["structures"], strict=True):
                 for row, fields in zip(structure.rows, entry["rows"], strict=True):
                     fields["passed"] = row.passed

@@ -10,7 +10,10 @@
 constexpr int TILE = 64, DEPTH = 16, THREADS = 128;
 constexpr int STEPS = DEPTH / 8, ACROSS = 4, DOWN = ROWS / 32;  // of tensor cores, in a warp's part of a tile
 
-typedef TensorCores<real> Cores;
+#ifndef CORES  // plan.cuh: how numbers are multiplied, a struct of tensor_cores.cuh
+#define CORES TensorCores<real>
+#endif
+typedef CORES Cores;
 typedef real Sums[DOWN][ACROSS][4];
 
 // Of this thread, in the tile: row `half` of fragment i; column of the right tile; its first two results' column.
@@ -23,13 +26,11 @@ __device__ __forceinline__ int own_depth(int step, int n) { return step * 8 + n 
 // left(i, half, step, n) and right(j, step, n) are the numbers of this thread's rows, columns and depths.
 template <class Left, class Right>
 __device__ __forceinline__ void multiply(Sums& sums, const Left& left, const Right& right, const real (&scale)[DOWN][2]) {
-    typename Cores::Part b[STEPS][ACROSS][Cores::PARTS][2];
+    Cores::Kept b[STEPS][ACROSS];
 #pragma unroll
     for (int step = 0; step < STEPS; step++)
 #pragma unroll
-        for (int j = 0; j < ACROSS; j++)
-#pragma unroll
-            for (int n = 0; n < 2; n++) Cores::keep(right(j, step, n), n, b[step][j]);
+        for (int j = 0; j < ACROSS; j++) Cores::keep(right(j, step, 0), right(j, step, 1), b[step][j]);
 #pragma unroll
     for (int i = 0; i < DOWN; i++) {
         real chain[ACROSS][4] = {}, a[STEPS][4];

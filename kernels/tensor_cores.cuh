@@ -1,9 +1,11 @@
-// Products of 16 x 8 by 8 x 8 numbers by a warp's tensor cores, as accurate as multiply-adds of the working type.
+// Products of 16 x 8 by 8 x 8 numbers by a warp's tensor cores, as accurate as multiply-adds of the working type, or, where
+// the user asks for it, of numbers rounded to tf32 or bf16.
 //
 // float32: every number is cut in two of tf32's 11 bits, x = high + low, and three of the four products are
 // summed, low ones first: what is left out is some 2^-23 of a product, of either sign. Tensor cores round their sums towards zero,
 // which would show after some hundreds of them; so a chain is short, and chains are added up by the caller.
-// float64 needs neither.
+// float64 needs neither. RoundedToTf32 and RoundedToBf16 take one product of numbers of 11 and of 8 bits, the nearest ones;
+// their sums are float32's.
 //
 // Lane l has, with g = l / 4 and t = l % 4, of the left tile rows g and g + 8 (n % 2) and columns t and t + 4
 // (n / 2) as number n, of the right tile rows t and t + 4 of column g, of the result rows g and g + 8 (n / 2)
@@ -19,6 +21,19 @@ __device__ __forceinline__ void multiply_tiles(float (&sum)[4], const unsigned (
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// 16 x 16 by 16 x 8, two numbers of bf16 in a register, the lower half first.
+__device__ __forceinline__ void multiply_pairs(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ unsigned nearest_pair(float lower, float upper) {
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower));
+    return pair;
 }
 
 #if __CUDA_ARCH__ >= 900
@@ -40,17 +55,17 @@ __device__ __forceinline__ void multiply_tiles(double (&sum)[4], const double (&
 #endif
 #endif
 
+// Numbers of the right tile come two by two, as a lane has them of a step, and are kept as they are multiplied.
 template <class T>
 struct TensorCores;
 
 template <>
 struct TensorCores<float> {
-    typedef unsigned Part;
-    static constexpr int PARTS = 2;
+    typedef unsigned Kept[2][2];  // high and low
 
     // The nearest number of 11 bits, so that what is left has either sign: cut towards zero, what products lose
     // would have the sign of the product, and add up. (cvt.rna.tf32 is five instructions.)
-    static __device__ __forceinline__ void cut(float x, Part& high, Part& low) {
+    static __device__ __forceinline__ void cut(float x, unsigned& high, unsigned& low) {
         high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
         low = __float_as_uint(x - __uint_as_float(high));
     }
@@ -58,8 +73,8 @@ struct TensorCores<float> {
     // Sums over STEPS tiles; one after the other for each column of tiles, so that none waits for the one before.
     // What is small comes first: while sums are small, little is lost when they are rounded.
     template <int STEPS, int N>
-    static __device__ __forceinline__ void multiply(float (&sums)[N][4], const float (&a)[STEPS][4], const Part (&b)[STEPS][N][PARTS][2]) {
-        Part high[STEPS][4], low[STEPS][4];
+    static __device__ __forceinline__ void multiply(float (&sums)[N][4], const float (&a)[STEPS][4], const Kept (&b)[STEPS][N]) {
+        unsigned high[STEPS][4], low[STEPS][4];
 #pragma unroll
         for (int step = 0; step < STEPS; step++)
 #pragma unroll
@@ -77,21 +92,65 @@ struct TensorCores<float> {
             for (int j = 0; j < N; j++) multiply_tiles(sums[j], high[step], b[step][j][0]);
     }
 
-    static __device__ __forceinline__ void keep(float x, int n, Part (&b)[PARTS][2]) { cut(x, b[0][n], b[1][n]); }
+    static __device__ __forceinline__ void keep(float first, float second, Kept& b) {
+        cut(first, b[0][0], b[1][0]);
+        cut(second, b[0][1], b[1][1]);
+    }
+};
+
+struct RoundedToTf32 {
+    typedef unsigned Kept[2];
+
+    // What the addition carries over is in tf32's bits; a NaN, whose bits may all be set, stays as it is.
+    static __device__ __forceinline__ unsigned nearest(float x) { return __float_as_uint(x) + (x == x ? 0x1000u : 0u); }
+
+    template <int STEPS, int N>
+    static __device__ __forceinline__ void multiply(float (&sums)[N][4], const float (&a)[STEPS][4], const Kept (&b)[STEPS][N]) {
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            const unsigned left[4] = {nearest(a[step][0]), nearest(a[step][1]), nearest(a[step][2]), nearest(a[step][3])};
+#pragma unroll
+            for (int j = 0; j < N; j++) multiply_tiles(sums[j], left, b[step][j]);
+        }
+    }
+
+    static __device__ __forceinline__ void keep(float first, float second, Kept& b) { b[0] = nearest(first), b[1] = nearest(second); }
+};
+
+// Two steps are one product: which of 16 columns a lane's four numbers are is all the same, if it is so on both sides.
+struct RoundedToBf16 {
+    typedef unsigned Kept;
+
+    template <int STEPS, int N>
+    static __device__ __forceinline__ void multiply(float (&sums)[N][4], const float (&a)[STEPS][4], const Kept (&b)[STEPS][N]) {
+        static_assert(STEPS % 2 == 0, "an instruction takes two");
+#pragma unroll
+        for (int step = 0; step < STEPS; step += 2) {
+            const float(&low)[4] = a[step], (&high)[4] = a[step + 1];
+            const unsigned left[4] = {nearest_pair(low[0], low[2]), nearest_pair(low[1], low[3]),
+                                      nearest_pair(high[0], high[2]), nearest_pair(high[1], high[3])};
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                const unsigned right[2] = {b[step][j], b[step + 1][j]};
+                multiply_pairs(sums[j], left, right);
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void keep(float first, float second, Kept& b) { b = nearest_pair(first, second); }
 };
 
 template <>
 struct TensorCores<double> {
-    typedef double Part;
-    static constexpr int PARTS = 1;
+    typedef double Kept[2];
 
     template <int STEPS, int N>
-    static __device__ __forceinline__ void multiply(double (&sums)[N][4], const double (&a)[STEPS][4], const Part (&b)[STEPS][N][PARTS][2]) {
+    static __device__ __forceinline__ void multiply(double (&sums)[N][4], const double (&a)[STEPS][4], const Kept (&b)[STEPS][N]) {
 #pragma unroll
         for (int step = 0; step < STEPS; step++)
 #pragma unroll
-            for (int j = 0; j < N; j++) multiply_tiles(sums[j], a[step], b[step][j][0]);
+            for (int j = 0; j < N; j++) multiply_tiles(sums[j], a[step], b[step][j]);
     }
 
-    static __device__ __forceinline__ void keep(double x, int n, Part (&b)[PARTS][2]) { b[0][n] = x; }
+    static __device__ __forceinline__ void keep(double first, double second, Kept& b) { b[0] = first, b[1] = second; }
 };

@@ -18,7 +18,7 @@ from e3nn_accel.backends.cuda import indexed_linear, linear, radial_embedding, r
 from e3nn_accel.backends.cuda import spherical_harmonics as harmonics_plan
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.config import Config
+from e3nn_accel.config import Config, Precision
 from e3nn_accel.descriptor import (
     ContractionDescriptor,
     ConvolutionDescriptor,
@@ -109,17 +109,16 @@ def _species_indexed(
     return list(plan.programs)
 
 
-def single_matrix(*irreps: str) -> Programs:
+def single_matrix(*irreps: str, precision: Precision = "float32") -> Programs:
     """Of an ``o3.Linear``."""
-    return partial(_single_matrix, irreps)
+    return partial(_single_matrix, irreps, Config(backend="cuda", precision=precision))
 
 
 def _single_matrix(
-    irreps: tuple[str, ...], dtype: torch.dtype, architecture: int
+    irreps: tuple[str, ...], config: Config, dtype: torch.dtype, architecture: int
 ) -> list[KernelProgram]:
     descriptor = registry().describe(o3.Linear(*irreps), "linear")
     assert isinstance(descriptor, LinearDescriptor), descriptor
-    config = Config(backend="cuda")
     plan = linear.plan(
         descriptor, PlanContext(dtype, torch.device("cuda", 0), config, architecture)
     )
@@ -211,6 +210,12 @@ PLANS = {
     ),
     "linear, MACE": RecordedPlan(
         single_matrix("128x0e+128x1o", "128x0e+128x1o"), BOTH, architectures=WITH_TF32
+    ),
+    "linear, MACE, tf32": RecordedPlan(
+        single_matrix("128x0e+128x1o", "128x0e+128x1o", precision="tf32"), architectures=WITH_TF32
+    ),
+    "linear, MACE, bf16": RecordedPlan(
+        single_matrix("128x0e+128x1o", "128x0e+128x1o", precision="bf16"), architectures=WITH_TF32
     ),
     "skip connection, odd multiplicities": RecordedPlan(
         species_indexed("5x0e+33x1o+3x2e", "3x0e", "33x0e+5x1o+3x2e"),

@@ -33,7 +33,8 @@ def check(
     module = module.to(device)
     ours = copy.deepcopy(module).to(dtype)
     with torch.no_grad():
-        module.weight.copy_(ours.weight)  # the same numbers, rounded once
+        for exact_weight, rounded in zip(module.parameters(), ours.parameters(), strict=True):
+            exact_weight.copy_(rounded)  # the same numbers, rounded once
     here = {"x": x, **given}
     if dtype != torch.float64 or device != "cpu":
         here = {name: t.detach().to(device, dtype).requires_grad_() for name, t in here.items()}
@@ -57,6 +58,6 @@ def check(
     assert_close(found, expected, TOLERANCE[dtype][1], slices)
 
 
-def built(*irreps: str, **given: bool | list[bool]) -> Any:
+def built(*irreps: str, **given: int | list[bool]) -> Any:
     """With random weights."""
     return randomise(o3.Linear(*irreps, **given), 1)

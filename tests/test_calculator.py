@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_graphs import ice, water
+from model_graphs import ice, replaying, water
+from model_graphs import rows as model_rows
 from small_models import mace
 
 import e3nn_accel
@@ -260,6 +261,17 @@ def test_a_committee() -> None:
         assert rows() == {"verlet": 3, "nothing like the last structure": 1}
     assert_same_results(ours, stock, 1e-12)
     assert "forces_comm" in stock[0]
+
+
+def test_calls_are_replayed() -> None:
+    """Batches of ours, of more or fewer edges from step to step, are copied into one captured call."""
+    calc = calculator(models=mace())
+    stock = steps_of(calc, ice(), 8)
+    with replaying():
+        ours = steps_of(calc, ice(), 8)
+        assert rows()["verlet"] == 7
+        assert model_rows()["graph", ""] >= 4
+    assert_same_results(ours, stock, 1e-10)
 
 
 def test_several_heads() -> None:

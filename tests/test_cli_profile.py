@@ -44,6 +44,8 @@ def test_a_step_of_a_model(capfd: pytest.CaptureFixture[str]) -> None:
         assert step["profile"]["launches"] == step["profile"]["busy"] == 0
     stock, ours = (step["parts"]["neighbour list"] for step in steps)
     assert stock > 0 == ours
+    stock, ours = (step["parts"]["batch"] for step in steps)
+    assert ours < stock  # no batch of MACE's is made for it
 
 
 @pytest.mark.mace

@@ -49,6 +49,9 @@ PARSED: list[tuple[str, str, dict[str, Any]]] = [
     ("E3NN_ACCEL_NEIGHBOURS", "1", {"neighbours": "1"}),
     ("E3NN_ACCEL_CACHE_DIR", "/a b/cache", {"cache_dir": "/a b/cache"}),
     ("E3NN_ACCEL_DUMP", "here", {"dump": "here"}),
+    ("E3NN_ACCEL_PRECISION", "tf32", {"precision": "tf32"}),
+    ("E3NN_ACCEL_PRECISION", "BF16", {"precision": "bf16"}),
+    ("E3NN_ACCEL_PRECISION", "float32", {"precision": "float32"}),
     ("E3NN_ACCEL_CACHE_DIR", "~/a b", {"cache_dir": "~/a b"}),
     ("E3NN_ACCEL_DUMP", "dump", {"dump": "dump"}),
 ]
@@ -61,6 +64,7 @@ MISUNDERSTOOD = [
     ("E3NN_ACCEL_PLUGINS", "torch"),
     ("E3NN_ACCEL_PLUGINS", "-torch,cuda"),
     ("E3NN_ACCEL_SELF_CHECK", "first"),
+    ("E3NN_ACCEL_PRECISION", "fp8"),
     ("E3NN_ACCEL_GRAPH", "2"),
 ]
 

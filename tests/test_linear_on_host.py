@@ -74,19 +74,61 @@ def test_weights_from_outside_and_columns_of_wider_rows() -> None:
     check(module, x, torch.float64, w=w)
 
 
+@pytest.mark.parametrize("leading", [(0,), (7,), (2, 3), ()])
+@pytest.mark.parametrize("columns", [(2, 3), (3, 1), (1, 2)])
+def test_feature_columns(columns: tuple[int, int], leading: tuple[int, ...]) -> None:
+    f_in, f_out = columns
+    module = built(
+        "5x0e+17x1o", "9x0e+4x1o+2x0e", f_in=f_in, f_out=f_out, biases=[True, False, True]
+    )
+    x = draw((*leading, f_in, module.irreps_in.dim), 3).requires_grad_()
+    check(module, x, torch.float64)
+
+
+def test_feature_columns_that_lie_apart() -> None:
+    module = built("16x0e+16x1o", "16x0e+16x1o", f_in=2, f_out=2)
+    x = draw((2, 70, module.irreps_in.dim), 3).transpose(0, 1).requires_grad_()
+    check(module, x, torch.float64)
+    check(module, x, torch.float32)
+
+
+@pytest.mark.parametrize("leading", [(0,), (1,), (7,), (2, 3), ()])
+def test_weights_of_each_row(leading: tuple[int, ...]) -> None:
+    module = o3.Linear(
+        "5x0e+17x1o+5x0e", "9x0e+4x1o+2x2e", shared_weights=False, internal_weights=False
+    )
+    x = draw((*leading, module.irreps_in.dim), 3).requires_grad_()
+    w = draw((*leading, module.weight_numel), 4).requires_grad_()
+    check(module, x, torch.float64, w=w)
+
+
+@pytest.mark.parametrize("kind", ["columns of wider rows", "a row for all", "expanded"])
+def test_weights_of_rows_in_other_memory(kind: str) -> None:
+    module = o3.Linear("5x0e+17x1o", "9x0e+4x1o", shared_weights=False, internal_weights=False)
+    x, numel = draw((7, module.irreps_in.dim), 3).requires_grad_(), module.weight_numel
+    w = {
+        "columns of wider rows": draw((7, numel + 3), 4)[:, 1:-2],
+        "a row for all": draw((1, numel), 4),
+        "expanded": draw((1, numel), 4).expand(7, numel),
+    }[kind]
+    check(module, x, torch.float64, w=w.requires_grad_())
+    check(module, x, torch.float32, w=w)
+
+
+def test_weights_of_each_row_of_an_ordinary_size() -> None:
+    module = o3.Linear("64x0e+64x1o", "64x0e+32x1o", shared_weights=False, internal_weights=False)
+    x = draw((30, module.irreps_in.dim), 3).requires_grad_()
+    check(module, x, torch.float32, w=draw((30, module.weight_numel), 4).requires_grad_())
+
+
 @pytest.mark.parametrize(
     ("module", "architecture", "reason"),
     [
-        (("2x0e", "2x0e", {"f_in": 2, "f_out": 3}), 0, "feature columns"),
-        (
-            ("2x0e", "2x0e", {"shared_weights": False, "internal_weights": False}),
-            0,
-            "each row's own",
-        ),
+        (("2x0e", "2x0e", {"f_in": 40, "f_out": 41}), 0, "1640 paths"),
         (("2x0e", "2x1o", {}), 0, "no path"),
         (("2x0e", "2x0e", {}), 75, "compute capability 7.5"),
     ],
-    ids=["feature columns", "own weights", "no path", "Turing"],
+    ids=["too many columns", "no path", "Turing"],
 )
 def test_refusals(module: tuple[str, str, dict[str, Any]], architecture: int, reason: str) -> None:
     irreps_in, irreps_out, given = module

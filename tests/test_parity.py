@@ -223,6 +223,38 @@ def test_the_self_check_keeps_a_wrong_plan_out(model, structures, wrong_linear):
 
 
 @pytest.mark.mace
+def test_a_precision_that_was_asked_for_is_no_excuse(model, structures, monkeypatch):
+    """Its error is told, and held against what float32 is allowed."""
+    from e3nn_accel.backends.torch import TorchBackend
+    from e3nn_accel.parity import compare
+
+    monkeypatch.setenv("E3NN_ACCEL_PRECISION", "bf16")
+    (dtype,) = compare(model, structures[:1], ["float32"]).dtypes
+    assert dtype.passed
+    assert "bf16 was asked for, but nothing here" in dtype.cost
+
+    right = TorchBackend.plan
+
+    def rounded(self, descriptor, context):
+        plan = right(self, descriptor, context)
+        if type(descriptor).__name__ != "LinearDescriptor" or context.dtype != torch.float32:
+            return plan
+        run = lambda x, *given: plan.run(x.bfloat16().float(), *given)  # noqa: E731
+        return dataclasses.replace(plan, run=run, rounded_to=context.config.precision)
+
+    monkeypatch.setattr(TorchBackend, "plan", rounded)
+    parity = compare(model, structures[:1], views=1)
+    exact, single = parity.dtypes
+    assert exact.passed
+    assert not exact.cost
+    assert not single.passed
+    assert not single.fallbacks  # the self-check takes it
+    assert single.cost.startswith("bf16, as asked for: forces off by")
+    assert "beyond float32's tolerance of" in single.cost
+    assert f'"cost": "{single.cost}"' in parity.to_json()
+
+
+@pytest.mark.mace
 def test_a_plan_that_is_not_equivariant_is_found(model, structures, monkeypatch):
     """Without comparing with stock: a vector component that is favoured."""
     from e3nn_accel.backends.torch import linear

@@ -16,9 +16,11 @@ def test_found_by_the_object_and_not_by_what_it_holds() -> None:
     kept: OfTensors[str] = OfTensors()
     one, other = torch.zeros(3), torch.zeros(3)
     kept.put(one, "one")
-    assert kept.get(one) == "one" and kept.get(other) is None
+    assert kept.get(one) == "one"
+    assert kept.get(other) is None
     kept.put(one, "another")
-    assert kept.get(one) == "another" and len(kept) == 1
+    assert kept.get(one) == "another"
+    assert len(kept) == 1
 
 
 def test_nothing_is_kept_of_a_tensor_that_is_no_more() -> None:

@@ -34,7 +34,6 @@ from e3nn_accel.backends.cuda import (
     CudaBackend,
     contraction_basis,
     contraction_kernels,
-    contraction_schedule,
     indexed_linear_launch,
     species,
 )
@@ -126,7 +125,8 @@ def calls_of(
     dispatcher = e3nn_accel.switch.active.dispatcher
     assert dispatcher is not None
     (outcome,) = dispatcher.runners[module].outcomes.values()
-    assert outcome.plan is not None and outcome.plan.backend == "cuda", outcome.reason
+    assert outcome.plan is not None, outcome.reason
+    assert outcome.plan.backend == "cuda"
     target, _ = dispatcher.target_of(module) or (None, None)
     assert target is not None
     operands, run = target.bind(module, x, *others).operands, outcome.plan.run

@@ -105,7 +105,7 @@ def _step(model: Any, atoms: Any, way: str, args: argparse.Namespace, dtype: str
         steps()
         whole.append(time.perf_counter() - started)
     clock = Clock(torch.device(args.device))
-    with watched(clock, type(model)):
+    with watched(clock, type(model), way == STOCK):
         for _ in range(args.rounds):
             with clock.part("rest"):
                 steps()

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._C._autograd import DeviceType
+
+from e3nn_accel.compat import DeviceType
 
 DEEPEST = 3
 """Modules deeper within the model count as part of those that they are in."""

@@ -55,8 +55,11 @@ class Clock:
 
 
 @contextmanager
-def watched(clock: Clock, model: type) -> Iterator[None]:
-    """Within it the clock sees the parts of MACECalculator's steps, stock or not, with models of a class."""
+def watched(clock: Clock, model: type, stock: bool) -> Iterator[None]:
+    """Within it the clock sees the parts of MACECalculator's steps with models of a class.
+
+    Of accelerated ones the calculator's own methods are left alone: it looks whether they are MACE's.
+    """
     import mace.calculators.mace as calculators
     from mace.data import atomic_data, neighborhood
 
@@ -65,12 +68,15 @@ def watched(clock: Clock, model: type) -> Iterator[None]:
     places: list[tuple[Any, str, str, bool]] = [
         (atomic_data, "get_neighborhood", "neighbour list", False),
         (neighborhood, "get_neighborhood", "neighbour list", False),
-        (calculators.MACECalculator, "_atoms_to_batch", "batch", True),
-        (calculators.MACECalculator, "_clone_batch", "batch", True),
-        (CalculatorState, "tensors", "batch", True),
         (model, "__call__", "model forward", True),
         (torch.autograd, "grad", "model backward", True),
     ]
+    owner, names = (
+        (calculators.MACECalculator, ("_atoms_to_batch", "_clone_batch"))
+        if stock
+        else (CalculatorState, ("tensors", "batch"))
+    )
+    places += [(owner, name, "batch", True) for name in names]
     before = [(owner, name, vars(owner).get(name)) for owner, name, _, _ in places]
     for owner, name, part, waits in places:
         setattr(owner, name, clock.timing(getattr(owner, name), part, waits))

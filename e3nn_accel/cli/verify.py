@@ -1,7 +1,8 @@
 """Compare a saved MACE model with itself on stock e3nn: energies, forces, stress, gradients.
 
 Ends with exit code 0 if every number is close enough to stock, 1 if not. What is close enough is
-listed by --tolerance-report. The model's file is a pickle: open only files that you trust.
+listed by --tolerance-report, and is the same with E3NN_ACCEL_PRECISION, whose cost is told in a line.
+The model's file is a pickle: open only files that you trust.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ def _show(args: argparse.Namespace, parity: Parity) -> None:
         title = f"{dtype.dtype}, worst of {len(dtype.structures)} structures"
         rows = dtype.rows if args.tolerance_report else _worst(dtype)
         show("", _table(dtype.dtype if args.tolerance_report else title, rows))
+        if dtype.cost:
+            show(f"  {dtype.cost}")
         for row in dtype.fallbacks:
             show(f"  on stock e3nn: {row.path} ({row.cls}): {row.detail}")
     if args.tolerance_report:

@@ -31,7 +31,8 @@ def name_of(plan: Plan, context: PlanContext) -> str:
     """The plan's name, by which it can be called from now on; the same in every process."""
     digest = sha256(repr(plan.descriptor).encode()).hexdigest()[:12]
     dtype = str(context.dtype).removeprefix("torch.")
-    name = f"{plan.descriptor} ({plan.backend}, {dtype}, {context.device}) {digest}"
+    how = f"{dtype} as {plan.rounded_to}" if plan.rounded_to else dtype
+    name = f"{plan.descriptor} ({plan.backend}, {how}, {context.device}) {digest}"
     _plans[name] = plan
     return name
 

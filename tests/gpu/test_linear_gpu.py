@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pytest
 import torch
 from comparison import accelerated, draw, usage
+from e3nn import o3
 from linear_parity import CASES, built, check
 
 pytestmark = [
@@ -57,3 +58,19 @@ def test_captured_in_a_cuda_graph() -> None:
         torch.cuda.synchronize()
         eager = gradients()
     assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 300])
+def test_feature_columns(rows: int, dtype: torch.dtype) -> None:
+    module = built(*MACE, f_in=2, f_out=3)
+    check(module, draw((rows, 2, 512), 3).requires_grad_(), dtype, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 70])
+def test_weights_of_each_row(rows: int, dtype: torch.dtype) -> None:
+    module = o3.Linear(*MACE, shared_weights=False, internal_weights=False)
+    x = draw((rows, 512), 3).requires_grad_()
+    w = draw((rows, module.weight_numel), 4).requires_grad_()
+    check(module, x, dtype, device="cuda", w=w)

@@ -6,8 +6,7 @@ python tests/gpu/time_md_steps.py --drift 2000 [--device cuda|cpu] [--dtype floa
 NVE of silicon at 300 K, 1 fs, with MACE-MP-0 medium's shape (random weights, scaled down so that no atom
 flies away), float32. Ways: "stock", "old" (accelerated, neighbours="0") and "ours". Each takes its turn
 twice; the medians with quartiles are of all steps of both. A step is ASE's, from one set of forces to the
-next: "neighbours" is what MACE calls for its list, "batch" the rest of the calculator's batch, "model" the
-calls of the model until the device has finished, "rest" everything else (ASE, results).
+next; its parts are those of `e3nn-accel bench --profile`, each until the device has finished.
 
 --drift: NVE at 300 K with the shipped checkpoint, water and ethanol, stock and ours from the same start; the
 slope of the total energy by least squares, per atom, and its fluctuation.
@@ -20,8 +19,6 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,75 +30,11 @@ import torch
 import e3nn_accel
 from e3nn_accel import structures
 from e3nn_accel.cli.shapes import build, silicon
+from e3nn_accel.cli.step_parts import PARTS, Clock, watched
 
 WAYS: dict[str, dict[str, Any]] = {"stock": {}, "old": {"neighbours": "0"}, "ours": {}}
 WARM_UP = 10
 FOLDER = Path(__file__).parent.parent.parent / "examples/water_ethanol"
-
-
-class Clock:
-    """Seconds of parts of a step; parts within parts are taken off them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._within: list[float] = []
-
-    @contextmanager
-    def part(self, name: str, waits: bool = False) -> Iterator[None]:
-        """Until the device has finished, if it ``waits``."""
-        self._within.append(0.0)
-        started = time.perf_counter()
-        try:
-            yield
-            if waits and self.device.type == "cuda":
-                torch.cuda.synchronize()
-        finally:
-            took = time.perf_counter() - started
-            self.seconds[name] += took - self._within.pop()
-            if self._within:
-                self._within[-1] += took
-
-    def timing(self, function: Callable[..., Any], name: str, waits: bool = False) -> Any:
-        """The function, timed as a part."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name, waits):
-                return function(*args, **kwargs)
-
-        return timed
-
-
-@contextmanager
-def watched(clock: Clock, ours: bool) -> Iterator[None]:
-    """Time MACE's neighbour list, the making of batches, and calls of models."""
-    import mace.calculators.mace as calculators
-    from mace.data import atomic_data, neighborhood
-    from mace.modules.models import ScaleShiftMACE
-
-    from e3nn_accel.neighbours.state import CalculatorState
-
-    stock_list = neighborhood.get_neighborhood
-    places: list[tuple[Any, str, str, bool]] = [
-        (atomic_data, "get_neighborhood", "neighbours", False),
-        (neighborhood, "get_neighborhood", "neighbours", False),
-        (calculators.MACECalculator, "_clone_batch", "batch", False),
-        (ScaleShiftMACE, "__call__", "model", True),
-    ]
-    # where ours makes no batch it is made by MACE's method, within the state's
-    if ours:
-        places += [(CalculatorState, name, "batch", True) for name in ("tensors", "batch")]
-    else:
-        places.append((calculators.MACECalculator, "_atoms_to_batch", "batch", True))
-    before = [(owner, name, vars(owner).get(name)) for owner, name, _, _ in places]
-    for owner, name, part, waits in places:
-        function = stock_list if name == "get_neighborhood" else getattr(owner, name)
-        setattr(owner, name, clock.timing(function, part, waits))
-    try:
-        yield
-    finally:
-        for owner, name, value in before:
-            delattr(owner, name) if value is None else setattr(owner, name, value)
 
 
 def dynamics_of(atoms: Any, femtoseconds: float) -> Any:
@@ -130,7 +63,7 @@ def steps(model: Any, atoms: Any, way: str, device: str, number: int) -> list[di
         dynamics.run(1)
         found.append({"whole": time.perf_counter() - started})
     clock = Clock(torch.device(device))
-    with watched(clock, way == "ours"):
+    with watched(clock, type(model), way != "ours"):
         for step in found:
             before = dict(clock.seconds)
             with clock.part("rest"):
@@ -164,8 +97,7 @@ def time_steps(args: argparse.Namespace) -> None:
         for way in (*ways, *reversed(ways)):
             found[way] += steps(model, atoms, way, args.device, args.steps)
         for way in ways:
-            parts = ("neighbours", "batch", "model", "rest")
-            means = {p: 1e3 * statistics.mean(s.get(p, 0.0) for s in found[way]) for p in parts}
+            means = {p: 1e3 * statistics.mean(s.get(p, 0.0) for s in found[way]) for p in PARTS}
             print(
                 f"  {way:6s} {spread([s['whole'] for s in found[way]])} ms a step;",
                 "mean of parts:",

@@ -2,6 +2,7 @@
 
 python tests/gpu/tune_linear.py "linear after conv" float32
 python tests/gpu/tune_linear.py "linear after conv" float32 72       of so many rows
+python tests/gpu/tune_linear.py "linear after conv" float32 0 tf32   of all, in that precision
 
 What `MatrixPaths.layout` says of an H100 was found by this. Times are the device's own, of calls replayed by a
 CUDA graph; errors are relative, against the first layout's result.
@@ -25,7 +26,7 @@ from tune_convolution import milliseconds
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_layout import TILE, Layout
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
-from e3nn_accel.config import Config
+from e3nn_accel.config import Config, Precision
 from e3nn_accel.descriptor import LinearDescriptor, TensorProductDescriptor
 from e3nn_accel.groupings import in_torch
 from e3nn_accel.health import registry
@@ -52,9 +53,10 @@ CASES = {
 LAYOUTS = [Layout(*both) for both in product((32, 64, 128), (2, 3, 4))]
 
 
-def call_of(case: Case, dtype: torch.dtype) -> OneCall:
+def call_of(case: Case, dtype: torch.dtype, precision: Precision) -> OneCall:
     """The kernels with rows of random species."""
-    context = PlanContext(dtype, torch.device("cuda"), Config(backend="cuda"))
+    config = Config(backend="cuda", precision=precision)
+    context = PlanContext(dtype, torch.device("cuda"), config)
     if not case.species:
         descriptor = registry().describe(o3.Linear(case.irreps_in, case.irreps_out), "linear")
         assert isinstance(descriptor, LinearDescriptor)
@@ -82,14 +84,14 @@ def replayed(run: Callable[[], object], calls: int = 10) -> float:
     return milliseconds(graph.replay) / calls
 
 
-def main(name: str, dtype_name: str, rows: str = "") -> None:
+def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "float32") -> None:
     """Print a line for each kernel and layout."""
     case, dtype = CASES[name], getattr(torch, dtype_name)
-    if rows:
+    if int(rows or 0):
         case = case._replace(rows=int(rows))
     torch.manual_seed(0)
     exact: dict[str, Any] = {}
-    print(torch.cuda.get_device_name(), name, dtype_name)
+    print(torch.cuda.get_device_name(), name, dtype_name, precision)
     for layout in LAYOUTS:
 
         def this(
@@ -103,7 +105,7 @@ def main(name: str, dtype_name: str, rows: str = "") -> None:
 
         with mock.patch.object(MatrixPaths, "layout", this):
             torch.manual_seed(1)
-            call = call_of(case, dtype)
+            call = call_of(case, dtype, precision)
             paths = call.kernels.paths
             draw = lambda *shape: torch.randn(shape, device="cuda", dtype=dtype)  # noqa: E731
             x, g = draw(case.rows, paths.in_row), draw(case.rows, paths.out_row)

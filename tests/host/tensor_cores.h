@@ -4,7 +4,7 @@
 namespace host {
 
 struct Fragments {
-    alignas(16) double left[32][4], right[32][2];
+    alignas(16) double left[32][8], right[32][4];
 };
 static Fragments fragments[MOST_THREADS / 32];
 
@@ -48,4 +48,31 @@ inline void multiply_tiles(double (&sum)[4], const double (&a)[4], const double 
     for (int n = 0; n < 4; n++) shown.left[host::self().lane][n] = a[n];
     for (int n = 0; n < 2; n++) shown.right[host::self().lane][n] = b[n];
     host::multiply_shown(sum);
+}
+
+// The nearest number of bf16, of two the even one.
+inline unsigned nearest_bf16(float x) {
+    const unsigned bits = __float_as_uint(x);
+    return x == x ? bits + 0x7fffu + (bits >> 16 & 1) >> 16 : 0x7fffu;
+}
+inline unsigned nearest_pair(float lower, float upper) { return nearest_bf16(upper) << 16 | nearest_bf16(lower); }
+
+// Of a row or column, a lane has k = 2 t, 2 t + 1 in one register and those beyond by 8 in another.
+inline void multiply_pairs(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    const host::Thread me = host::self();
+    host::Fragments& shown = host::fragments[me.warp];
+    auto half = [](unsigned pair, int n) { return (double)__uint_as_float(n ? pair & 0xffff0000u : pair << 16); };
+    for (int n = 0; n < 8; n++) shown.left[me.lane][n] = half(a[n / 2], n % 2);
+    for (int n = 0; n < 4; n++) shown.right[me.lane][n] = half(b[n / 2], n % 2);
+    host::wait_for_lanes(0xffffffffu);
+    for (unsigned n = 0; n < 4; n++) {
+        const unsigned row = me.lane / 4 + n / 2 * 8, column = me.lane % 4 * 2 + n % 2;
+        double product = 0;
+        for (unsigned k = 0; k < 16; k++) {
+            const unsigned t = k % 8 / 2, above = k / 8, second = k % 2;
+            product += shown.left[row % 8 * 4 + t][(2 * above + row / 8) * 2 + second] * shown.right[column * 4 + t][2 * above + second];
+        }
+        host::add(sum[n], product);
+    }
+    host::wait_for_lanes(0xffffffffu);
 }

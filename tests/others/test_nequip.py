@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from potentials import CUTOFF, ELEMENTS, Potential, assert_like_stock, operation
 
 pytest.importorskip("nequip", reason="nequip isn't installed (make test-others)")
 
+import e3nn
 from nequip.data import AtomicDataDict, from_ase
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 from nequip.model import NequIPGNNModel
@@ -19,6 +21,14 @@ BUILD: dict[str, dict[str, Any]] = {
     "odd and even": {"l_max": 2, "parity": True, "num_features": 4},
     "mixed multiplicities": {"l_max": 2, "parity": False, "num_features": [6, 2, 3]},
 }
+
+
+@pytest.fixture(autouse=True)
+def e3nn_as_it_was() -> Iterator[None]:
+    """NequIP's global state changes how e3nn builds modules, which other packages can't copy then."""
+    before = dict(e3nn.get_optimization_defaults())
+    yield
+    e3nn.set_optimization_defaults(**before)
 
 
 def build(name: str) -> torch.nn.Module:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
-from e3nn_accel.backends.cuda.indexed_linear_layout import too_early
+from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_early
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.species import SpeciesSort
 from e3nn_accel.backends.torch import tensor_product
@@ -41,7 +41,7 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
         call = OneCall(kernels, attrs.contiguous(), by)
         return unflat(weighted(x, flat(weight), call), leading)
 
-    return Plan(
-        "cuda", d, f"indexed linear over {species} species, sorted on the device", run,
-        (*kernels.programs(), sort.program),
-    )  # fmt: skip
+    rounded = kernels.rounded_to
+    strategy = f"indexed linear over {species} species, sorted on the device{products_in(rounded)}"
+    programs = (*kernels.programs(), sort.program)
+    return Plan("cuda", d, strategy, run, programs, rounded_to=rounded)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_layout import COPY_BYTES
+from e3nn_accel.backends.cuda.indexed_linear_layout import COPY_BYTES, rounded_to
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_launch import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
@@ -62,6 +62,7 @@ class IndexedLinearKernels:
     def __init__(self, paths: MatrixPaths, description: str, context: PlanContext) -> None:
         self.paths = paths
         self.real, self.config, self.description = REAL[context.dtype], context.config, description
+        self.rounded_to = rounded_to(context)
         self.sides = {"forward": paths, "to_input": paths.turned}
         self._rows = {
             (kind, few): _Rows.of(side, self.real, few)
@@ -83,11 +84,12 @@ class IndexedLinearKernels:
         entry, _ = ENTRIES[kind]
         side = self.sides.get(kind, self.paths)
         suffix = ("_input" if kind == "to_input" else "") + ("_few" if few else "")
+        real = "_".join(filter(None, (self.real, self.rounded_to)))
         return KernelProgram(
-            f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{self.real}",
+            f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{real}",
             f"{entry}.cu",
             (entry,),
-            side.header(self.real, kind == "to_weight", few),
+            side.header(self.real, kind == "to_weight", few, self.rounded_to),
             ("TRANSPOSED=1",) if kind == "to_input" else (),
             description=self.description,
         )

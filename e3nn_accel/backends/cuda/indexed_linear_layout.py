@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
+import torch
+
 from e3nn_accel.availability import architecture_of
+from e3nn_accel.config import Precision
 from e3nn_accel.plan import PlanContext
 
 TILE, DEPTH = 64, 16
@@ -34,6 +37,17 @@ def too_early(context: PlanContext) -> str:
     if 0 < architecture < EARLIEST:
         return f"compute capability {architecture / 10}, its tensor cores have no tf32: matrix products are torch's"
     return ""
+
+
+def rounded_to(context: PlanContext) -> Precision | None:
+    """What numbers are rounded to before they are multiplied, if the user asks for less than their dtype."""
+    wanted = context.config.precision
+    return None if wanted == "float32" or context.dtype != torch.float32 else wanted
+
+
+def products_in(precision: Precision | None, which: str = "products") -> str:
+    """What a strategy says of it."""
+    return f", {which} in {precision}" if precision else ""
 
 
 @cache

@@ -16,8 +16,11 @@ from e3nn_accel.backends.cuda.indexed_linear_layout import (
     pitch,
 )
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, offset_of
+from e3nn_accel.config import Precision
 from e3nn_accel.descriptor import LinearDescriptor, ProductPath, TensorProductDescriptor, dim_of
 
+MOST_PATHS = 1600
+"""Of a table, which is text that a compiler reads; with feature columns there is a path from each to each."""
 HIGHEST_DEGREE = 7
 """Components of a node have to fit in the 16 rows that the gradient of the weights sums at a time."""
 
@@ -68,9 +71,7 @@ class MatrixPaths:
 
     @classmethod
     def of_linear(cls, d: LinearDescriptor) -> MatrixPaths | str:
-        """Of an ``o3.Linear`` with the same weights for all rows, without its biases; or why it has no kernel."""
-        if d.f_in is not None or not d.shared_weights:
-            return "feature columns or weights of each row's own"
+        """Of an ``o3.Linear`` without columns or biases and with weights that rows share; or why it has no kernel."""
         paths, weight = [], 0
         for p in d.paths:
             if p.i_in == -1:
@@ -117,6 +118,8 @@ class MatrixPaths:
             return f"degree {degree}, the kernels go to {HIGHEST_DEGREE}"
         if weights >= 1 << 31:
             return f"{weights} weights, the kernels count to 2^31"
+        if len(paths) > MOST_PATHS:
+            return f"{len(paths)} paths, tables hold {MOST_PATHS}"
         return cls(tuple(paths), in_row, out_row, species, weights)
 
     @property
@@ -193,7 +196,9 @@ class MatrixPaths:
     def _whole(self, what: str, tile: int) -> int:
         return int(all(getattr(path, what) % tile == 0 for path in self.paths))
 
-    def header(self, real: str, of_weights: bool, few: bool = False) -> str:
+    def header(
+        self, real: str, of_weights: bool, few: bool = False, precision: Precision | None = None
+    ) -> str:
         """The text of ``plan.cuh``."""
         fields = "path, u, w" if of_weights else "first, end, column"
         items = self.weight_items() if of_weights else self.row_items()
@@ -205,6 +210,7 @@ class MatrixPaths:
         room = max(nodes // dim * n for dim, n in pitches.items())
         lines = [
             f"#define REAL {real}",
+            *([f"#define CORES RoundedTo{precision.capitalize()}"] if precision else []),
             *defines(
                 {
                     "IN_ROW": self.in_row,

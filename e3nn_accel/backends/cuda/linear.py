@@ -1,16 +1,20 @@
 """``o3.Linear`` by the kernels of the species-indexed linear, with a single matrix: all irreps in one launch.
 
 Rows are read and written mul_ir, where torch's matrix products have them transposed before and
-after.
+after. Weights of each row's own are read once, by the kernels of tensor products.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from e3nn_accel.backends.cuda import tensor_product
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
-from e3nn_accel.backends.cuda.indexed_linear_layout import too_early
+from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_early
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.linear_forms import as_product, without_columns
 from e3nn_accel.descriptor import LinearDescriptor, dim_of
 from e3nn_accel.layout import flat, flat_rows, unflat
 from e3nn_accel.ops.weighted import weighted
@@ -19,20 +23,50 @@ from e3nn_accel.plan import Plan, PlanContext, Refusal
 
 def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
     """Kernels for one linear; or why there are none."""
-    paths = too_early(context) or MatrixPaths.of_linear(d)
+    if not d.shared_weights:
+        return _own_weights(d, context)
+    wide = without_columns(d)
+    paths = too_early(context) or MatrixPaths.of_linear(wide)
     if isinstance(paths, str):
         return Refusal("cuda", paths)
     call = OneCall(IndexedLinearKernels(paths, str(d), context))
+    dim_in, own_dims = dim_of(wide.irreps_in), 1 if d.f_in is None else 2
+    columns = () if d.f_in is None else (d.f_out or 1, dim_of(d.irreps_out))
+
+    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        leading = x.shape[:-own_dims]
+        x = x.reshape(leading.numel(), dim_in) if columns else flat_rows(x, leading, dim_in)
+        out = weighted(x, flat(weight), call)
+        if wide.bias_numel:
+            out = out + _row_of(bias, wide)
+        return out.reshape(*leading, *columns) if columns else unflat(out, leading)
+
+    rounded = call.kernels.rounded_to
+    strategy = f"all irreps in one kernel{products_in(rounded)}"
+    return Plan("cuda", d, strategy, run, call.kernels.programs(), rounded_to=rounded)
+
+
+def _own_weights(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
+    """Weights of each row's own are most of what is read; a single row of them is for all rows."""
+    product = tensor_product.plan(as_product(d), context)
+    if isinstance(product, Refusal):
+        return product
+    shared = plan(replace(d, shared_weights=True), context)
+    if isinstance(shared, Refusal):
+        return shared
     dim_in = dim_of(d.irreps_in)
 
     def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         leading = x.shape[:-1]
-        out = weighted(flat_rows(x, leading, dim_in), flat(weight), call)
-        if d.bias_numel:
-            out = out + _row_of(bias, d)
-        return unflat(out, leading)
+        x, weight = flat_rows(x, leading, dim_in), weight.reshape(-1, weight.shape[-1])
+        if weight.shape[0] == 1:
+            return unflat(shared.run(x, weight, bias), leading)
+        out = product.run(x, x.new_ones((x.shape[0], 1)), weight)
+        return unflat(out + _row_of(bias, d) if d.bias_numel else out, leading)
 
-    return Plan("cuda", d, "all irreps in one kernel", run, call.kernels.programs())
+    programs = (*product.programs, *shared.programs)
+    strategy = f"{product.strategy}; {shared.strategy} where rows share weights"
+    return Plan("cuda", d, strategy, run, programs, rounded_to=shared.rounded_to)
 
 
 def _row_of(bias: torch.Tensor, d: LinearDescriptor) -> torch.Tensor:

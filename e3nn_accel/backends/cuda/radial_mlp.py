@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
-from e3nn_accel.backends.cuda.indexed_linear_layout import too_early
+from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_early
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.radial_mlp_kernels import RadialMlpKernels, too_large
 from e3nn_accel.backends.torch.radial_mlp import activated, run_layers
@@ -47,11 +47,15 @@ def plan(d: RadialMlpDescriptor, context: PlanContext) -> Plan | Refusal:
         out = weighted(x, flat(weights[-1]), call)
         return unflat(activated(last, out), leading)
 
-    strategy = "hidden layers in one kernel, the last in another"
+    rounded = call.kernels.rounded_to
+    last_one = products_in(rounded, "its products")
+    strategy = f"hidden layers in one kernel, the last in another{last_one}"
     if left_to_torch:
-        strategy = f"the last layer in one kernel; hidden layers in torch: {left_to_torch}"
+        strategy = (
+            f"the last layer in one kernel{last_one}; hidden layers in torch: {left_to_torch}"
+        )
     programs = (*(kernels.programs() if kernels else ()), *call.kernels.programs())
-    return Plan("cuda", d, strategy, run, programs)
+    return Plan("cuda", d, strategy, run, programs, rounded_to=rounded)
 
 
 def _as_linear(layer: RadialLayer) -> LinearDescriptor:
