@@ -6,6 +6,7 @@ A program of its own, for `other_suites.py`: it runs in the process of the suite
 from __future__ import annotations
 
 import json
+import random
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -23,6 +24,10 @@ class Outcomes:
     def __init__(self) -> None:
         self.outcomes: dict[str, str] = {}
         self.texts: dict[str, str] = {}
+
+    def pytest_collectstart(self, collector: pytest.Collector) -> None:
+        """Parameters that are drawn at random, as e3nn's tests do, are the same in every run."""
+        random.seed(collector.nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Of the setup, the call or the teardown of a test."""
