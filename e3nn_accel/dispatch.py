@@ -5,25 +5,23 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
 import torch
 
-from e3nn_accel import compat, generation, selfcheck
+from e3nn_accel import compat, selfcheck
 from e3nn_accel.by_choice import first_tensor, reason_for_stock
 from e3nn_accel.config import Config
-from e3nn_accel.descriptor import Descriptor
-from e3nn_accel.errors import AccelError, FallbackWarning
-from e3nn_accel.forks import ForkSafeLock
+from e3nn_accel.errors import AccelError
 from e3nn_accel.graphs.calls import ModelCalls
 from e3nn_accel.guard import left_out, own_behaviour, program_transform
-from e3nn_accel.hookspecs import Call, Event, Target
+from e3nn_accel.hookspecs import Call, Target
 from e3nn_accel.interception import stock_call, suspended
 from e3nn_accel.neighbours.calls import CalculatorCalls
-from e3nn_accel.plan import PlanContext, Refusal
+from e3nn_accel.plan import Refusal
+from e3nn_accel.planning import Plans
 from e3nn_accel.registry import Registry
 from e3nn_accel.runner import Departed, Outcome, Runner
 from e3nn_accel.traced import traced_call
@@ -33,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Runners of all modules, and the plans they share."""
+    """The calls of all modules."""
 
     def __init__(
         self,
@@ -43,10 +41,9 @@ class Dispatcher:
         self.registry = registry
         self.settings_of = settings_of
         self.runners: WeakKeyDictionary[torch.nn.Module, Runner] = WeakKeyDictionary()
-        self.outcomes: dict[tuple[Descriptor, torch.dtype, torch.device, Config], Outcome] = {}
+        self.plans = Plans(registry)
         self.departed = Departed()
         self.targets: dict[type, tuple[Target, Any]] = {}
-        self.planning = ForkSafeLock()
         self.model_calls = ModelCalls(
             lambda model, forward: self.runners.get(model) or self.runner_for(model, forward)
         )
@@ -177,7 +174,7 @@ class Dispatcher:
                 raise
             if full:
                 return result  # no fault of the plan, which may find room at the next call
-            self.give_up(
+            self.plans.give_up(
                 outcome, f"failed where stock e3nn succeeds: {type(error).__name__}: {error}"
             )
             return result
@@ -212,84 +209,7 @@ class Dispatcher:
                 None,
                 [Refusal("dispatch", "not planned before a CUDA graph was being captured")],
             )
-        return self.planned(module, runner, call.operation, x.dtype, x.device)
-
-    def planned(
-        self,
-        module: torch.nn.Module,
-        runner: Runner,
-        operation: str,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> Outcome:
-        """What planning comes to, kept for the next calls; not so where the device was full."""
-        try:
-            outcome = self.preview(module, runner, operation, dtype, device)
-        except compat.OutOfMemory as error:
-            assert runner.config is not None
-            if runner.config.strict or runner.config.backend != "auto":
-                raise
-            return Outcome(None, None, [Refusal("dispatch", f"not planned: {error}")])
-        runner.outcomes[operation, dtype, device] = outcome
-        return outcome
-
-    def preview(
-        self,
-        module: torch.nn.Module,
-        runner: Runner,
-        operation: str,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> Outcome:
-        """What planning comes to, found once for equal modules."""
-        assert runner.config is not None
-        descriptor = self.registry.describe(module, operation)
-        if isinstance(descriptor, Refusal):
-            return Outcome(None, None, [descriptor])
-        key = (descriptor, dtype, device, runner.config)
-        with (
-            self.planning
-        ):  # copies of one module made by several threads at once disturb each other
-            if key not in self.outcomes:
-                context = PlanContext(dtype, device, runner.config)
-                self.outcomes[key] = self.checked(module, operation, descriptor, context)
-            return self.outcomes[key]
-
-    def checked(
-        self, module: torch.nn.Module, operation: str, descriptor: Descriptor, context: PlanContext
-    ) -> Outcome:
-        """The best plan that agrees with stock e3nn; one that doesn't makes way for the next backend's."""
-        outcome = Outcome(descriptor, None)
-        failed: set[str] = set()
-        while True:
-            outcome.plan, refusals = self.registry.plan(descriptor, context, failed)
-            outcome.refusals += [refusal for refusal in refusals if refusal not in outcome.refusals]
-            if outcome.plan is None or not context.config.self_check:
-                return outcome
-            finding = selfcheck.compare(
-                outcome.plan, module, operation, context.dtype, context.device
-            )
-            if not finding:
-                return outcome
-            skipped = finding.startswith(selfcheck.SKIPPED)
-            failed.add(outcome.plan.backend)
-            self.registry.event(Event("self-check failed", str(descriptor), finding))
-            self.give_up(outcome, f"self-check: {finding}", warn=not skipped)
-            if skipped or context.config.strict:
-                return outcome
-
-    def give_up(self, outcome: Outcome, reason: str, warn: bool = True) -> None:
-        """Leave a plan for good, saying so once."""
-        assert outcome.plan is not None
-        backend, outcome.plan = outcome.plan.backend, None
-        outcome.refusals.append(Refusal(backend, reason))
-        generation.advance()
-        if warn:
-            warnings.warn(
-                f"e3nn_accel gives up a plan of backend {backend}: {outcome.descriptor}: {reason}",
-                FallbackWarning,
-                stacklevel=5,
-            )
+        return self.plans.outcome(module, runner, call.operation, x.dtype, x.device)
 
     def verify(
         self, module: torch.nn.Module, outcome: Outcome, out: torch.Tensor, call: Call, strict: bool
@@ -300,7 +220,7 @@ class Dispatcher:
         if finding and strict:
             raise AccelError(f"{type(module).__name__} differs from stock e3nn", [finding])
         if finding:
-            self.give_up(outcome, f"verify: {finding}")
+            self.plans.give_up(outcome, f"verify: {finding}")
 
     def target_of(self, module: torch.nn.Module) -> tuple[Target, Any] | None:
         """The target and stock forward of a module of an intercepted class."""
@@ -344,7 +264,7 @@ class Dispatcher:
         reason = own_behaviour(module, runner.stock_forward) or runner.left
         if reason:
             return "e3nn", reason
-        outcome = self.preview(module, runner, operation, dtype, device)
+        outcome = self.plans.preview(module, runner, operation, dtype, device)
         return (
             ("e3nn", outcome.reason)
             if outcome.plan is None

@@ -133,7 +133,7 @@ def _plan_name(
     if reason:
         runner.count(operation, "e3nn", reason)
         return ""
-    outcome = _untraced(lambda: dispatcher.planned(module, runner, operation, dtype, device))
+    outcome = _untraced(lambda: dispatcher.plans.outcome(module, runner, operation, dtype, device))
     if outcome.plan is None:
         runner.count(operation, "e3nn", outcome.reason)
         if config.strict or config.backend != "auto":
@@ -195,7 +195,7 @@ def _fuses(dispatcher: Dispatcher, product: torch.nn.Module) -> bool:
     assert found is not None
     runner = dispatcher.runners.get(product) or dispatcher.runner_for(product, found[1])
     outcome = _untraced(
-        lambda: dispatcher.planned(product, runner, "convolution", mask.dtype, mask.device)
+        lambda: dispatcher.plans.outcome(product, runner, "convolution", mask.dtype, mask.device)
     )
     return outcome.plan is not None and not _better_fused(product, outcome.plan, config)
 

@@ -422,8 +422,8 @@ def test_a_plan_given_up() -> None:
     compiled(*inputs)
     dispatcher = switch.active.dispatcher
     assert dispatcher is not None
-    [outcome] = dispatcher.outcomes.values()
-    dispatcher.give_up(outcome, "for this test", warn=False)
+    [outcome] = dispatcher.plans.outcomes.values()
+    dispatcher.plans.give_up(outcome, "for this test", warn=False)
     compiled(*inputs)
     assert len(graphs) == 2
     assert len(ours(graphs)) == 1

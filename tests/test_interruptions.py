@@ -20,7 +20,7 @@ from e3nn_accel import selfcheck
 from e3nn_accel.backends.cuda import CudaBackend
 from e3nn_accel.backends.torch import TorchBackend
 from e3nn_accel.compile import Toolchain
-from e3nn_accel.dispatch import Dispatcher
+from e3nn_accel.planning import Plans
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("eager_e3nn", "float64")]
 
@@ -49,10 +49,10 @@ def then_all_is_well(module: torch.nn.Module, *inputs: torch.Tensor, backend: st
 
 
 PLACES = {
-    "describing": (Dispatcher, "preview"),
+    "describing": (Plans, "preview"),
     "planning": (TorchBackend, "plan"),
     "before the self-check": (selfcheck, "compare"),
-    "after the self-check": (Dispatcher, "planned"),
+    "after the self-check": (Plans, "outcome"),
 }
 
 

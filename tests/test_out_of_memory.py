@@ -162,7 +162,7 @@ PLACES = {
     "planning": (CudaBackend, "plan"),
     "planning in torch operations": (TorchBackend, "plan"),
     "self-check, stock": (selfcheck, "_stock"),
-    "self-check, plan": (selfcheck, "_operands"),
+    "self-check, plan": (selfcheck, "operands"),
     "self-check, gradients": (selfcheck, "_stock_gradients"),
 }
 
