@@ -95,10 +95,10 @@ def run(args: argparse.Namespace) -> int:
     if args.rounds < 2:
         raise CommandError("one round has no spread; --rounds must be 2 or more")
     if args.ops and args.model is None and args.shape is None:
-        from e3nn_accel.cli import bench_products
+        from e3nn_accel.cli import bench_operations
 
         with without_warnings(), _threads(args.threads):
-            return bench_products.run(args)
+            return bench_operations.run(args)
     if args.peers or args.only:
         raise CommandError("--peers and --only are of --ops without a model")
     if (args.model is None) == (args.shape is None):
