@@ -197,7 +197,9 @@ PLANS = {
         convolution(ALL_TO_3, SH, ALL_TO_3), architectures=(90,), takes_long=True
     ),
     "SevenNet": RecordedPlan(
-        convolution("128x0e+64x1e+32x2e", "0e+1e+2e", "0e+1e+2e"), architectures=BEFORE_BLACKWELL
+        convolution("128x0e+64x1e+32x2e", "0e+1e+2e", "0e+1e+2e"),
+        architectures=BEFORE_BLACKWELL,
+        takes_long=True,
     ),
     "odd multiplicities": RecordedPlan(convolution("5x0e+3x1o", "0e+1o", "0e+1o")),
     "several channels of the second input": RecordedPlan(
@@ -220,6 +222,7 @@ PLANS = {
     "skip connection, odd multiplicities": RecordedPlan(
         species_indexed("5x0e+33x1o+3x2e", "3x0e", "33x0e+5x1o+3x2e"),
         architectures=WITH_TF32,
+        takes_long=True,
     ),
     "radial MLP, MACE": RecordedPlan(radial(8, 64, 64, 64, 1280), BOTH, architectures=WITH_TF32),
     "radial MLP, odd widths": RecordedPlan(radial(5, 100, 33), architectures=WITH_TF32),

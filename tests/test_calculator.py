@@ -320,7 +320,8 @@ def trajectory(steps: int, **options: Any) -> tuple[Any, Any]:
     return atoms.positions, np.array(energies)
 
 
-@pytest.mark.parametrize("which", ["small", pytest.param("shipped", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["small", "shipped"])
 def test_dynamics_of_200_steps(which: str) -> None:
     """The same trajectory and energies, to rounding, though lists end on the way."""
     options = {"models": mace()} if which == "small" else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,15 @@ from e3nn_accel.backends.torch import TorchBackend
 from e3nn_accel.compile import Toolchain
 from e3nn_accel.planning import Plans
 
-pytestmark = [pytest.mark.once, pytest.mark.usefixtures("eager_e3nn", "float64")]
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("eager_e3nn", "float64", "ctrl_c")]
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """It interrupts, whatever a program that ran here before made of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupted_once(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -100,6 +100,7 @@ def test_every_launch(memory: Memory, name: str) -> None:
 
 
 @pytest.mark.mace
+@pytest.mark.slow
 def test_launches_of_a_mace(memory: Memory) -> None:
     """Energy and forces of a whole model: some of its launches."""
     pytest.importorskip("mace")

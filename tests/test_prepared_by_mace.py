@@ -64,7 +64,13 @@ def tensors(out: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(FLAGS["inference"], id="inference"),
+        pytest.param(FLAGS["stress"], id="stress", marks=pytest.mark.slow),
+    ],
+)
 def test_graphs_and_breaks(flags: dict[str, bool], options: dict[str, Any]) -> None:
     """One graph, no break, with and without us."""
     model = prepared()

@@ -31,7 +31,14 @@ def test_values_and_derivatives(case: str) -> None:
     check(module, draw((70, module.hs[0]), 3).requires_grad_(), torch.float64)
 
 
-@pytest.mark.parametrize("case", ["MACE", "odd widths", "wider than a tile", "tanh"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "MACE",
+        "odd widths",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("wider than a tile", "tanh")),
+    ],
+)
 def test_single_precision(case: str) -> None:
     module = CASES[case].build()
     check(module, draw((300, module.hs[0]), 3).requires_grad_(), torch.float32)
@@ -90,7 +97,7 @@ def test_only_the_gradients_that_are_asked_for(
     assert given == ([asked] if any(asked) else [])
 
 
-@pytest.mark.parametrize("act", ["silu", "tanh"])
+@pytest.mark.parametrize("act", ["silu", pytest.param("tanh", marks=pytest.mark.slow)])
 def test_gradgradcheck(act: str) -> None:
     """By every operand together, to the second order; and a derivative of the third by torch's own."""
     function = {"silu": torch.nn.functional.silu, "tanh": torch.tanh}[act]
