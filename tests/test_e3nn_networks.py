@@ -49,7 +49,8 @@ def attributes() -> Example:
     net = NetworkForAGraphWithAttributes(
         "3x0e + 2x1o", "4x0e + 1x1o", "1e", "3x0o + 1e", 2.0, 3.0, 5.0, mul=2, layers=2
     )
-    ends = {"edge_src": torch.tensor([0, 1, 2, 2]), "edge_dst": torch.tensor([1, 2, 0, 1])}
+    edge_index = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 1]])  # e3nn 0.6 takes it whole
+    ends = {"edge_index": edge_index, "edge_src": edge_index[0], "edge_dst": edge_index[1]}
     operands = {
         "pos": draw((3, 3), 1), "node_input": draw((3, 9), 2), "node_attr": draw((3, 7), 3),
         "edge_attr": draw((4, 3), 4),

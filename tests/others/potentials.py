@@ -8,12 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
-from ase import Atoms
-from ase.build import bulk, molecule
 from comparison import Operands, accelerated, draw
 
 import e3nn_accel
+
+pytest.importorskip("ase", reason="ASE isn't installed")
+from ase import Atoms
+from ase.build import bulk, molecule
 
 ELEMENTS = ["H", "C", "O"]
 CUTOFF = 4.0
