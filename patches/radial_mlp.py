@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from e3nn_accel import compat
+from e3nn_accel.as_planned import AsPlanned
 from e3nn_accel.descriptor import Descriptor, RadialLayer, RadialMlpDescriptor
 from e3nn_accel.hookspecs import Call, Target, hookimpl
 from e3nn_accel.living import living_module
@@ -25,6 +26,11 @@ ACTIVATIONS: dict[str, tuple[Any, ...]] = {
     "sigmoid": (torch.sigmoid, _F.sigmoid, torch.nn.Sigmoid),
 }
 """What kernels know, as functions, or as modules of exactly these classes."""
+
+
+_as_planned = AsPlanned(
+    lambda net: tuple([x for at in net._modules.values() for x in (at.act, at.var_in, at.var_out)])
+)
 
 
 def weights_of(module: Any) -> list[torch.Tensor]:
@@ -61,7 +67,7 @@ def _unusual(module: Any) -> str:
         for inner in (layer, *layer._modules.values()):
             if compat.module_hooks(inner):
                 return f"{name} has hooks, which only stock e3nn runs"
-    return "" if layers else "it has no layers"
+    return _as_planned.change(module) if layers else "it has no layers"
 
 
 @hookimpl
@@ -81,6 +87,7 @@ def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor |
     reason = _unusual(module)
     if reason:
         raise NotImplementedError(reason)
+    _as_planned.keep(module)
     return RadialMlpDescriptor(tuple(_layer(layer) for layer in module._modules.values()))
 
 

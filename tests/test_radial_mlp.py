@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import draw
+from comparison import draw, usage
 from e3nn.nn import FullyConnectedNet
 from e3nn.util.jit import script
 from radial_parity import Net
@@ -166,13 +166,28 @@ def test_on_the_cpu_it_is_stock() -> None:
     assert "FullyConnectedNet on stock e3nn by choice" in line
 
 
-def test_weights_of_other_shapes_stay_with_stock(kernels_on_host: Any) -> None:
-    """A layer that was exchanged for a wider one after the plan was made."""
-    net, x = NET.build(), draw((5, 8), 1)
+def test_layers_that_were_exchanged(kernels_on_host: Any) -> None:
+    """Stock takes over, with no harm to the plan of other nets."""
+    net, other, x = NET.build(), NET.build(), draw((5, 8), 1)
     e3nn_accel.enable()
     net(x)
     wider = Net((8, 20, 12)).build()
     net.layer0, net.layer1 = wider.layer0, wider.layer1
+    found = net(x)
+    assert "assigned after it was planned" in str(e3nn_accel.report())
+    other(x)
+    assert {backend for _, backend in usage(other)} == {"cuda"}
+    e3nn_accel.disable()
+    assert torch.equal(found, net(x))
+
+
+def test_weights_of_other_shapes_stay_with_stock(kernels_on_host: Any) -> None:
+    """Wider ones, assigned after the plan was made."""
+    net, x = NET.build(), draw((5, 8), 1)
+    e3nn_accel.enable()
+    net(x)
+    wider = Net((8, 20, 12)).build()
+    net.layer0.weight, net.layer1.weight = wider.layer0.weight, wider.layer1.weight
     with pytest.warns(e3nn_accel.FallbackWarning, match="operands of other shapes"):
         found = net(x)
     e3nn_accel.disable()
