@@ -66,6 +66,7 @@ def load_all(
     return tuple(_loaded[program, index] for program in programs)
 
 
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Of a CUDA device; 1 of what stands in for one."""
     if device.type != "cuda":

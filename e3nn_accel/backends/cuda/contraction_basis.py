@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.plan import PlanContext
@@ -17,7 +18,6 @@ from e3nn_accel.plan import PlanContext
 GROUP = 4
 """Results of a thread."""
 THREADS = 128
-REAL = {torch.float32: "float", torch.float64: "double"}
 
 
 @dataclass(frozen=True)

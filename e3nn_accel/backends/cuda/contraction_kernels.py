@@ -17,6 +17,7 @@ from e3nn_accel.backends.cuda.contraction_schedule import (
     chosen,
     nodes_each,
 )
+from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies
 from e3nn_accel.launch import Dimensions, Kernel, load_all, multiprocessors
@@ -24,7 +25,6 @@ from e3nn_accel.ops.contraction import Pair, Wanted
 from e3nn_accel.plan import PlanContext
 
 KINDS: tuple[Kind, ...] = ("forward", "features", "weights")
-REAL = {torch.float32: ("float", 4), torch.float64: ("double", 8)}
 SIGNATURES = {"forward": "PPPPPPPqiiP", "features": "PPPPPPPPqiiP", "weights": "PPPPPPiP"}
 NODES_A_SHARE = 16
 """Nodes of dw's partial sums, at least on average."""
@@ -63,7 +63,7 @@ class FusedContraction:
     ) -> None:
         self.paths, self.config, self.description = paths, context.config, description
         self.dtype = context.dtype
-        self.real, self.bytes = REAL[context.dtype]
+        self.real, self.bytes = REAL[context.dtype], context.dtype.itemsize
         self.tables = lines_of(paths) > MOST_LINES
         if self.tables:
             self.paths = paths.expanded()

@@ -21,13 +21,13 @@ from e3nn_accel.backends.cuda.convolution_schedule import (
     staged_schedule,
 )
 from e3nn_accel.backends.cuda.convolution_sums import Sums, sum_rows_program
+from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
 from e3nn_accel.groupings import Neighbours
 from e3nn_accel.launch import Kernel, load_all, multiprocessors
 from e3nn_accel.plan import PlanContext
 
-REAL = {torch.float32: ("float", 4), torch.float64: ("double", 8)}
 SIGNATURES = {
     "convolution_forward": "PPPPPPP",
     "convolution_backward": "PPPPPPPqPPP",
@@ -74,7 +74,7 @@ class FusedConvolution:
     def __init__(self, d: TensorProductDescriptor, context: PlanContext) -> None:
         self.d = d
         self.dtype, self.config = context.dtype, context.config
-        self.real, self.bytes = REAL[context.dtype]
+        self.real, self.bytes = REAL[context.dtype], context.dtype.itemsize
         self.architecture = context.architecture or architecture_of(context.device)
         self.groups = groups_of(d, self.bytes)
         self.dim1, self.dim2, self.dim_out = (

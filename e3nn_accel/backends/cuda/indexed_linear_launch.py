@@ -8,7 +8,7 @@ import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_layout import COPY_BYTES, rounded_to
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
-from e3nn_accel.backends.cuda.tensor_product_launch import REAL
+from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from e3nn_accel.backends.cuda.entries import Entries
+from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import RadialEmbeddingDescriptor
-from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.ops.rows import Pair, row_function, row_gradient
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
-REAL = {torch.float32: "float", torch.float64: "double"}
 SIGNATURES = {
     "radial": "PPPPPqP",
     "radial_gradient": "PPPPPPqP",
@@ -41,7 +41,7 @@ class RadialKernels:
     """`e3nn_accel.ops.rows` differentiates with these; constants are w [basis], c, r_max and p, of one number each."""
 
     def __init__(self, d: RadialEmbeddingDescriptor, context: PlanContext) -> None:
-        self.basis, self.config = d.basis, context.config
+        self.basis = d.basis
         real = REAL[context.dtype]
         sizes = {"REAL": real, "THREADS": THREADS, "BASIS": d.basis}
         sizes["EXPONENT"] = "int" if d.integer_exponent else real
@@ -52,7 +52,7 @@ class RadialKernels:
             "".join(f"#define {name} {value}\n" for name, value in sizes.items()),
             description=str(d),
         )
-        self._kernels: dict[torch.device, dict[str, Kernel]] = {}
+        self._entries = Entries(self.program, SIGNATURES, context.config)
 
     def forward(self, x: torch.Tensor, *constants: torch.Tensor) -> torch.Tensor:
         """[edges, basis] of lengths [edges, 1]."""
@@ -97,10 +97,5 @@ class RadialKernels:
     def _launch(self, entry: str, threads: int, *arguments: torch.Tensor | int | None) -> None:
         like = arguments[0]
         assert isinstance(like, torch.Tensor)
-        if like.device not in self._kernels:
-            (loaded,) = load_all([self.program], like.device, self.config)
-            self._kernels[like.device] = {
-                name: loaded.kernel(name, letters) for name, letters in SIGNATURES.items()
-            }
         grid, block = (-(-threads // THREADS), 1, 1), (THREADS, 1, 1)
-        self._kernels[like.device][entry](grid, block, *arguments)
+        self._entries.on(like.device)[entry](grid, block, *arguments)

@@ -10,7 +10,7 @@ import torch
 
 from e3nn_accel.availability import architecture_of
 from e3nn_accel.backends.cuda.indexed_linear_layout import DEPTH, TILE
-from e3nn_accel.backends.cuda.tensor_product_launch import REAL
+from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines
 from e3nn_accel.backends.torch.radial_mlp import run_layers
 from e3nn_accel.compile import KernelProgram

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from e3nn_accel.backends.cuda.entries import Entries
+from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies, in_torch, nodes_by_species
-from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.plan import PlanContext
 
-REAL = {torch.float32: "float", torch.float64: "double"}
 THREADS = 512
 ROWS = 64
 """Rows of a tile that are looked at together; a tile has a multiple of them."""
@@ -24,7 +24,6 @@ class SpeciesSort:
     """What sorts the rows of node_attrs of one dtype."""
 
     def __init__(self, context: PlanContext) -> None:
-        self.config = context.config
         sizes = {"REAL": REAL[context.dtype], "THREADS": THREADS, "ROWS": ROWS}
         header = "".join(f"#define {name} {value}\n" for name, value in sizes.items())
         self.program = KernelProgram(
@@ -34,7 +33,7 @@ class SpeciesSort:
             header,
             description="nodes sorted by species",
         )
-        self._kernels: dict[torch.device, tuple[Kernel, ...]] = {}
+        self._entries = Entries(self.program, SIGNATURES, context.config)
 
     def nodes(self, attrs: torch.Tensor) -> NodesBySpecies:
         """The grouping of rows [.., species], found once for each content of ``attrs``."""
@@ -52,7 +51,7 @@ class SpeciesSort:
         numbers = attrs.new_empty(2 * rows + kinds + 2 + tiles * (kinds + 1), dtype=torch.int32)
         sizes = [rows, rows, kinds + 2, tiles * (kinds + 1)]
         species, order, first, counts = numbers.split_with_sizes(sizes)
-        classify, place = self._loaded(attrs.device)
+        classify, place = self._entries.on(attrs.device).values()
         block, bytes_each = (THREADS, 1, 1), 4 * (kinds + 1)
         classify(
             (tiles, 1, 1), block, attrs, rows, kinds, tile, copy, species, counts, shared=bytes_each
@@ -63,9 +62,3 @@ class SpeciesSort:
             species, counts, rows, kinds, tile, tiles, order, first, shared=2 * bytes_each,
         )  # fmt: skip
         return NodesBySpecies(copy, kinds, species, order, first)
-
-    def _loaded(self, device: torch.device) -> tuple[Kernel, ...]:
-        if device not in self._kernels:
-            (loaded,) = load_all([self.program], device, self.config)
-            self._kernels[device] = tuple(loaded.kernel(*entry) for entry in SIGNATURES.items())
-        return self._kernels[device]

@@ -6,14 +6,14 @@ from itertools import accumulate
 
 import torch
 
+from e3nn_accel.backends.cuda.entries import Entries
+from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.torch.spherical_harmonics import harmonics, norm
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import SphericalHarmonicsDescriptor
-from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.ops.rows import Pair, row_function, row_gradient
 from e3nn_accel.plan import Plan, PlanContext, Refusal
 
-REAL = {torch.float32: ("float", 4), torch.float64: ("double", 8)}
 SIGNATURES = {
     "harmonics": "PqP",
     "harmonics_along": "PPqP",
@@ -51,12 +51,14 @@ class HarmonicsKernels:
     """`e3nn_accel.ops.rows` differentiates with these."""
 
     def __init__(self, d: SphericalHarmonicsDescriptor, context: PlanContext) -> None:
-        self.descriptor, self.config = d, context.config
+        self.descriptor = d
         self.columns = sum(2 * degree + 1 for degree in d.degrees)
-        real, size = REAL[context.dtype]
+        real = REAL[context.dtype]
         slots = sum(2 * degree + 1 for degree in set(d.degrees))
         pitch = max(slots, 3) | 1
-        self.threads = MOST_THREADS if MOST_THREADS * pitch * size <= SHARED else 32
+        self.threads = (
+            MOST_THREADS if MOST_THREADS * pitch * context.dtype.itemsize <= SHARED else 32
+        )
         self.program = KernelProgram(
             f"spherical_harmonics_{real}",
             "spherical_harmonics.cu",
@@ -64,7 +66,7 @@ class HarmonicsKernels:
             _header(d, real, self.threads),
             description=str(d),
         )
-        self._kernels: dict[torch.device, dict[str, Kernel]] = {}
+        self._entries = Entries(self.program, SIGNATURES, context.config)
 
     def forward(self, x: torch.Tensor, *constants: torch.Tensor) -> torch.Tensor:
         """[.., columns] of vectors [.., 3]."""
@@ -100,14 +102,9 @@ class HarmonicsKernels:
         return harmonics(self.descriptor, x)
 
     def _launch(self, entry: str, out: torch.Tensor, *operands: torch.Tensor) -> None:
-        if out.device not in self._kernels:
-            (loaded,) = load_all([self.program], out.device, self.config)
-            self._kernels[out.device] = {
-                name: loaded.kernel(name, letters) for name, letters in SIGNATURES.items()
-            }
         rows = out.shape[:-1].numel()
         grid, block = (-(-rows // self.threads), 1, 1), (self.threads, 1, 1)
-        self._kernels[out.device][entry](grid, block, *operands, rows, out)
+        self._entries.on(out.device)[entry](grid, block, *operands, rows, out)
 
 
 def _header(d: SphericalHarmonicsDescriptor, real: str, threads: int) -> str:

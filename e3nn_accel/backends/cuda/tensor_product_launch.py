@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS, Part, Segment, numbered
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
@@ -13,7 +14,6 @@ from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.ops.tensor_product import Wanted
 from e3nn_accel.plan import PlanContext
 
-REAL = {torch.float32: "float", torch.float64: "double"}
 SIGNATURES = {"forward": "PPPiqP", "backward": "PPPPiqiPPP", "double": "PPPPPPPiqiPPPP"}
 NOTHING: Wanted = (False, False, False)
 EVERYTHING: Wanted = (True, True, True)
