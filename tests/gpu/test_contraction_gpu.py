@@ -14,6 +14,7 @@ import pytest
 import torch
 from contraction_parity import check, saved_and_loaded
 from mace_parts import Contraction, node_attrs
+from replays import assert_replay_equals_eager, warmed_up
 
 import e3nn_accel
 from e3nn_accel.backends.cuda import contraction_kernels
@@ -95,20 +96,8 @@ def test_captured_in_a_cuda_graph() -> None:
         return (out.detach(), *torch.autograd.grad(out.sin().sum(), x))
 
     with e3nn_accel.enabled(strict=True, backend="cuda"):
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = step()
-        with torch.no_grad():
-            x.normal_()
-        graph.replay()
-        torch.cuda.synchronize()
-        eager = step()
-    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+        warmed_up(step)
+        assert_replay_equals_eager(step, x.normal_)
 
 
 def _attrs(nodes: int) -> torch.Tensor:

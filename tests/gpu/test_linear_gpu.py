@@ -15,6 +15,7 @@ import torch
 from comparison import accelerated, draw, usage
 from e3nn import o3
 from linear_parity import CASES, built, check
+from replays import assert_replay_equals_eager, warmed_up
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,21 +44,9 @@ def test_captured_in_a_cuda_graph() -> None:
         return torch.autograd.grad(module(x).pow(2).sum(), (x, module.weight))
 
     with accelerated(backend="cuda"):
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                gradients()
-        torch.cuda.current_stream().wait_stream(stream)
+        warmed_up(gradients)
         assert usage(module) == {("linear", "cuda"): 3}
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = gradients()
-        with torch.no_grad():
-            x.normal_()
-        graph.replay()
-        torch.cuda.synchronize()
-        eager = gradients()
-    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+        assert_replay_equals_eager(gradients, x.normal_)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

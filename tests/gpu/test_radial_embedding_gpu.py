@@ -14,6 +14,7 @@ import pytest
 import torch
 from comparison import accelerated, usage
 from radial_embedding_parity import CASES, R_MAX, block, check, embedding, lengths
+from replays import assert_replay_equals_eager, warmed_up
 from small_models import energy_and_forces, mace, molecules, same
 
 import e3nn_accel
@@ -58,21 +59,9 @@ def test_captured_in_a_cuda_graph() -> None:
         return first.detach(), *torch.autograd.grad(first.pow(2).sum(), (g, x))
 
     with accelerated(backend="cuda"):
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                gradients()
-        torch.cuda.current_stream().wait_stream(stream)
+        warmed_up(gradients)
         assert usage(module) == {("radial_embedding", "cuda"): 3}
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = gradients()
-        with torch.no_grad():
-            x.mul_(0.9)
-        graph.replay()
-        torch.cuda.synchronize()
-        eager = gradients()
-    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+        assert_replay_equals_eager(gradients, lambda: x.mul_(0.9))
 
 
 def test_a_whole_model() -> None:

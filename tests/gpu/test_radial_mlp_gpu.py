@@ -14,6 +14,7 @@ import pytest
 import torch
 from comparison import accelerated, draw, poisoned_memory, relative_error, usage
 from radial_parity import CASES, Net, check
+from replays import assert_replay_equals_eager, warmed_up
 
 import e3nn_accel
 
@@ -64,21 +65,10 @@ def test_captured_in_a_cuda_graph() -> None:
         return torch.autograd.grad(module(x).pow(2).sum(), (x, *module.parameters()))
 
     with accelerated(backend="cuda"):
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                gradients()
-        torch.cuda.current_stream().wait_stream(stream)
+        warmed_up(gradients)
         assert usage(module) == {("radial_mlp", "cuda"): 3}
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = gradients()
-        with torch.no_grad():
-            x.normal_()
-        graph.replay()
-        torch.cuda.synchronize()
+        assert_replay_equals_eager(gradients, x.normal_)
         eager, again = gradients(), gradients()
-    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(again, eager, strict=True))
 
 

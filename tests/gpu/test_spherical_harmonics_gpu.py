@@ -17,6 +17,7 @@ import torch
 from comparison import accelerated, usage
 from e3nn import o3
 from harmonics_parity import CASES, built, check, vectors
+from replays import assert_replay_equals_eager, warmed_up
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,18 +64,6 @@ def test_captured_in_a_cuda_graph() -> None:
         return first.detach(), *torch.autograd.grad(first.pow(2).sum(), (g, x))
 
     with accelerated(backend="cuda"):
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                gradients()
-        torch.cuda.current_stream().wait_stream(stream)
+        warmed_up(gradients)
         assert usage(module) == {("spherical_harmonics", "cuda"): 3}
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = gradients()
-        with torch.no_grad():
-            x.normal_()
-        graph.replay()
-        torch.cuda.synchronize()
-        eager = gradients()
-    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+        assert_replay_equals_eager(gradients, x.normal_)

@@ -15,6 +15,7 @@ import torch
 from comparison import derivatives, usage
 from e3nn import o3
 from product_parity import Product, check, every_mode
+from replays import assert_replay_equals_eager, warmed_up
 
 import e3nn_accel
 
@@ -127,20 +128,8 @@ def test_captured_in_a_cuda_graph(case: str) -> None:
         return torch.autograd.grad(product.call(module, operands).pow(2).sum(), leaves)
 
     with e3nn_accel.enabled(strict=True):
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                gradients()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = gradients()
-        with torch.no_grad():
-            operands["x"].normal_()
-        graph.replay()
-        torch.cuda.synchronize()
-        eager = gradients()
-    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+        warmed_up(gradients)
+        assert_replay_equals_eager(gradients, operands["x"].normal_)
 
 
 def on_gpu(product: Product, rows: int) -> tuple[o3.TensorProduct, dict[str, torch.Tensor]]:
