@@ -136,7 +136,8 @@ def e3nn_accel_describe(module: torch.nn.Module, operation: str) -> Descriptor |
 
     Example:
         >>> from e3nn_accel import hookimpl
-        >>> from e3nn_accel.descriptor import LinearDescriptor, LinearPath, MulIr
+        >>> from e3nn_accel.descriptor import LinearDescriptor, LinearPath
+        >>> from e3nn_accel.irreps import MulIr
         >>> class Plugin:
         ...     @hookimpl
         ...     def e3nn_accel_describe(self, module, operation):

@@ -12,7 +12,7 @@ from math import prod
 
 import torch
 
-from e3nn_accel.descriptor import Irreps, MulIr
+from e3nn_accel.irreps import Irreps, MulIr
 
 
 def split_blocks(x: torch.Tensor, irreps: Irreps) -> list[torch.Tensor]:

@@ -7,8 +7,13 @@ from typing import Any
 import torch
 
 from e3nn_accel.compat import run_while_tracing
-from e3nn_accel.descriptor import Descriptor, LinearDescriptor, LinearPath, dim_of, irreps_of
+from e3nn_accel.descriptor import (
+    Descriptor,
+    LinearDescriptor,
+    LinearPath,
+)
 from e3nn_accel.hookspecs import Call, Target, hookimpl
+from e3nn_accel.irreps import dim_of, irreps_of
 from e3nn_accel.living import living_module
 from e3nn_accel.patches.arguments import mismatch, wrong_last_dimension
 

@@ -15,9 +15,9 @@ from e3nn_accel.descriptor import (
     Descriptor,
     ProductPath,
     TensorProductDescriptor,
-    irreps_of,
 )
 from e3nn_accel.hookspecs import Call, Target, hookimpl
+from e3nn_accel.irreps import irreps_of
 from e3nn_accel.patches.arguments import mismatch, wrong_last_dimension
 
 

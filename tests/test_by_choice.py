@@ -12,9 +12,14 @@ from small_models import build
 
 import e3nn_accel
 from e3nn_accel import builtins, hookimpl
-from e3nn_accel.descriptor import Descriptor, LinearDescriptor, LinearPath, MulIr
+from e3nn_accel.descriptor import (
+    Descriptor,
+    LinearDescriptor,
+    LinearPath,
+)
 from e3nn_accel.errors import AccelError
 from e3nn_accel.hookspecs import Call, Target
+from e3nn_accel.irreps import MulIr
 from e3nn_accel.plan import Availability
 
 pytestmark = pytest.mark.once

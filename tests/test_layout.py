@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e3nn_accel import layout
-from e3nn_accel.descriptor import MulIr, dim_of
+from e3nn_accel.irreps import MulIr, dim_of
 
 ROWS = 3
 Irreps = tuple[MulIr, ...]

@@ -19,8 +19,13 @@ import e3nn_accel
 from e3nn_accel import builtins, hookimpl, hookspecs, registry, switch
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
-from e3nn_accel.descriptor import Descriptor, LinearDescriptor, LinearPath, MulIr
+from e3nn_accel.descriptor import (
+    Descriptor,
+    LinearDescriptor,
+    LinearPath,
+)
 from e3nn_accel.hookspecs import Call, Event, HealthCheck, KernelSource, Target
+from e3nn_accel.irreps import MulIr
 from e3nn_accel.plan import Availability, Backend, Plan, PlanContext, Refusal
 from e3nn_accel.registry import Registry, load
 

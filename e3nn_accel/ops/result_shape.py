@@ -14,8 +14,8 @@ from e3nn_accel.descriptor import (
     RadialEmbeddingDescriptor,
     RadialMlpDescriptor,
     SphericalHarmonicsDescriptor,
-    dim_of,
 )
+from e3nn_accel.irreps import dim_of
 
 Shape = tuple[int, ...]
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from e3nn_accel import hookimpl
-from e3nn_accel.descriptor import Descriptor, LinearDescriptor, dim_of
+from e3nn_accel.descriptor import Descriptor, LinearDescriptor
+from e3nn_accel.irreps import dim_of
 from e3nn_accel.layout import join_blocks, split_blocks, split_weights
 from e3nn_accel.plan import Availability, Backend, Plan, PlanContext, Refusal
 

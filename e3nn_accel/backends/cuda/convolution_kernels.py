@@ -23,8 +23,9 @@ from e3nn_accel.backends.cuda.convolution_schedule import (
 from e3nn_accel.backends.cuda.convolution_sums import Sums, sum_rows_program
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import TensorProductDescriptor
 from e3nn_accel.groupings import Neighbours
+from e3nn_accel.irreps import dim_of
 from e3nn_accel.launch import Kernel, load_all, multiprocessors
 from e3nn_accel.plan import PlanContext
 

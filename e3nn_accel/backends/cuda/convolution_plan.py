@@ -13,7 +13,8 @@ from math import prod
 import numpy as np
 
 from e3nn_accel.backends.cuda.convolution_schedule import Schedule, padded
-from e3nn_accel.descriptor import Irreps, ProductPath, TensorProductDescriptor, dim_of, offsets_of
+from e3nn_accel.descriptor import ProductPath, TensorProductDescriptor
+from e3nn_accel.irreps import Irreps, dim_of, offsets_of
 
 OUTPUT_REGISTERS = 80
 """32-bit registers that the outputs of one group may take; twice that in the second derivative."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import TensorProductDescriptor
+from e3nn_accel.irreps import dim_of
 
 if TYPE_CHECKING:
     from e3nn_accel.backends.cuda.convolution_plan import Group

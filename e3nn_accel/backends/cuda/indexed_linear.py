@@ -13,7 +13,8 @@ from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_earl
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.species import SpeciesSort
 from e3nn_accel.backends.torch import tensor_product
-from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import TensorProductDescriptor
+from e3nn_accel.irreps import dim_of
 from e3nn_accel.layout import flat, flat_rows, unflat
 from e3nn_accel.ops.weighted import weighted
 from e3nn_accel.plan import Plan, PlanContext, Refusal

@@ -17,7 +17,12 @@ from e3nn_accel.backends.cuda.indexed_linear_layout import (
 )
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, offset_of
 from e3nn_accel.config import Precision
-from e3nn_accel.descriptor import LinearDescriptor, ProductPath, TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import (
+    LinearDescriptor,
+    ProductPath,
+    TensorProductDescriptor,
+)
+from e3nn_accel.irreps import dim_of
 
 MOST_PATHS = 1600
 """Of a table, which is text that a compiler reads; with feature columns there is a path from each to each."""

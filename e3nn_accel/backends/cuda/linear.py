@@ -15,7 +15,8 @@ from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels,
 from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_early
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_forms import as_product, without_columns
-from e3nn_accel.descriptor import LinearDescriptor, dim_of
+from e3nn_accel.descriptor import LinearDescriptor
+from e3nn_accel.irreps import dim_of
 from e3nn_accel.layout import flat, flat_rows, unflat
 from e3nn_accel.ops.weighted import weighted
 from e3nn_accel.plan import Plan, PlanContext, Refusal

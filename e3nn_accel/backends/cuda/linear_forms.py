@@ -10,10 +10,10 @@ from e3nn_accel.descriptor import (
     Coupling,
     LinearDescriptor,
     LinearPath,
-    MulIr,
     ProductPath,
     TensorProductDescriptor,
 )
+from e3nn_accel.irreps import MulIr
 
 
 def without_columns(d: LinearDescriptor) -> LinearDescriptor:

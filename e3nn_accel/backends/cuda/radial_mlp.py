@@ -16,10 +16,10 @@ from e3nn_accel.backends.torch.radial_mlp import activated, run_layers
 from e3nn_accel.descriptor import (
     LinearDescriptor,
     LinearPath,
-    MulIr,
     RadialLayer,
     RadialMlpDescriptor,
 )
+from e3nn_accel.irreps import MulIr
 from e3nn_accel.layout import flat, flat_rows, unflat
 from e3nn_accel.ops.radial_mlp import hidden_layers
 from e3nn_accel.ops.weighted import weighted

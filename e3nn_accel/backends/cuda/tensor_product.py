@@ -20,7 +20,8 @@ from e3nn_accel.backends.cuda.tensor_product_plan import (
     pair_count,
 )
 from e3nn_accel.backends.torch import species_linear
-from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import TensorProductDescriptor
+from e3nn_accel.irreps import dim_of
 from e3nn_accel.layout import flat_rows
 from e3nn_accel.ops.tensor_product import tensor_product
 from e3nn_accel.plan import Plan, PlanContext, Refusal

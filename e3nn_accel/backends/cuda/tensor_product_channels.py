@@ -13,7 +13,8 @@ from e3nn_accel.backends.cuda.tensor_product_plan import (
     defines,
     offset_of,
 )
-from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import TensorProductDescriptor
+from e3nn_accel.irreps import dim_of
 
 FILE = "tensor_product_channels.cu"
 NARROWEST = 8

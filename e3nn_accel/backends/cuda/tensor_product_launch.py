@@ -9,7 +9,8 @@ import torch
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS, Part, Segment, numbered
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import TensorProductDescriptor
+from e3nn_accel.irreps import dim_of
 from e3nn_accel.launch import Kernel, load_all
 from e3nn_accel.ops.tensor_product import Wanted
 from e3nn_accel.plan import PlanContext

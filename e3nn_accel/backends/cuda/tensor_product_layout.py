@@ -16,7 +16,8 @@ from e3nn_accel.backends.cuda.tensor_product_plan import (
     pairs_of,
 )
 from e3nn_accel.backends.cuda.tensor_product_tables import PairTables
-from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import TensorProductDescriptor
+from e3nn_accel.irreps import dim_of
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from e3nn_accel.backends.cuda.tensor_product_plan import (
     rows_of,
 )
 from e3nn_accel.backends.cuda.tensor_product_tables import Item, PairTables, lanes_for
-from e3nn_accel.descriptor import TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import TensorProductDescriptor
+from e3nn_accel.irreps import dim_of
 
 FILE, MIXED_FILE = "tensor_product.cu", "tensor_product_mixed.cu"
 WARP, BLOCK = 32, 128

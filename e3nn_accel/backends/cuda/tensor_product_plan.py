@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple, Protocol
 
-from e3nn_accel.descriptor import Irreps, ProductPath, TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import ProductPath, TensorProductDescriptor
+from e3nn_accel.irreps import Irreps, dim_of
 
 MIXING = ("uvw", "uuw", "u<vw")
 """Modes whose weights have an index of the output's channels."""

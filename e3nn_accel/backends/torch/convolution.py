@@ -16,12 +16,11 @@ import torch
 
 from e3nn_accel.descriptor import (
     ConvolutionDescriptor,
-    Irreps,
     ProductPath,
     TensorProductDescriptor,
-    dim_of,
 )
 from e3nn_accel.groupings import blocks_of
+from e3nn_accel.irreps import Irreps, dim_of
 from e3nn_accel.layout import rows_ir_mul, split_weights, to_ir_mul
 from e3nn_accel.ops.permute_rows import rows_to_slots
 from e3nn_accel.plan import PlanContext

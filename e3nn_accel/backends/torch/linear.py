@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from e3nn_accel.descriptor import LinearDescriptor, LinearPath, MulIr, dim_of
+from e3nn_accel.descriptor import LinearDescriptor, LinearPath
+from e3nn_accel.irreps import MulIr, dim_of
 from e3nn_accel.layout import split_weights
 from e3nn_accel.plan import PlanContext
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from e3nn_accel.backends.torch import tensor_product
-from e3nn_accel.descriptor import MulIr, TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import TensorProductDescriptor
+from e3nn_accel.irreps import MulIr, dim_of
 from e3nn_accel.layout import split_weights
 from e3nn_accel.ops.indexed_linear import indexed_linear
 from e3nn_accel.plan import PlanContext

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from e3nn_accel.descriptor import ProductPath, TensorProductDescriptor, dim_of
+from e3nn_accel.descriptor import ProductPath, TensorProductDescriptor
+from e3nn_accel.irreps import dim_of
 from e3nn_accel.layout import flat_rows, split_blocks, split_weights
 from e3nn_accel.plan import PlanContext
 
