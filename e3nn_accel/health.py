@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from e3nn_accel import switch
+from e3nn_accel.active import active
 from e3nn_accel.compat import version_of
 from e3nn_accel.config import Config
 from e3nn_accel.errors import E3nnAccelWarning
@@ -27,8 +28,8 @@ UNPICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 def registry() -> Registry:
     """The registry in use, or the one that enabling would load."""
-    if switch.active.dispatcher is not None:
-        return switch.active.dispatcher.registry
+    if active.dispatcher is not None:
+        return active.dispatcher.registry
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", E3nnAccelWarning)  # the check of the variables tells
         return load(Config.from_env())

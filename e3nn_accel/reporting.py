@@ -12,6 +12,7 @@ from typing import Any
 
 from e3nn_accel import switch
 from e3nn_accel._version import __version__
+from e3nn_accel.active import active
 from e3nn_accel.config import Config, Precision
 from e3nn_accel.errors import FallbackWarning
 from e3nn_accel.graphs import MODEL_CALL
@@ -82,7 +83,7 @@ def report() -> Report:
 
     Modules that are gone by now are among it.
     """
-    dispatcher = switch.active.dispatcher or switch.active.previous
+    dispatcher = active.dispatcher or active.previous
     if dispatcher is None:
         return Report(f"e3nn_accel {__version__}: {_state()}", ())
     import torch  # not in every process that ends
@@ -103,7 +104,7 @@ def report() -> Report:
     operations = [row for row in rows if row.operation not in AROUND_OPERATIONS]
     accelerated = sum(row.calls for row in operations if row.backend != "e3nn")
     calls = sum(row.calls for row in operations)
-    seen = gone.modules + len(called | {id(module) for module in switch.active.seen})
+    seen = gone.modules + len(called | {id(module) for module in active.seen})
     return Report(
         f"e3nn_accel {__version__}: {_state()}; {seen} modules seen, {gone.modules + len(called)} called, "
         f"{accelerated} of {calls} calls accelerated",
@@ -120,10 +121,10 @@ def explain(model: Any) -> Report:
     Args:
         model: Any ``torch.nn.Module``.
     """
-    if switch.active.dispatcher is None and "e3nn.o3" in sys.modules:
+    if active.dispatcher is None and "e3nn.o3" in sys.modules:
         with switch.enabled():
             return explain(model)
-    if switch.active.dispatcher is None:  # a model without e3nn, which was never imported
+    if active.dispatcher is None:  # a model without e3nn, which was never imported
         return Report(f"{type(model).__name__}: 0 operations, 0 accelerated, 0 on e3nn", ())
     rows: list[Row] = []
     by_choice: Counter[str] = Counter()
@@ -144,7 +145,7 @@ def explain(model: Any) -> Report:
 
 def _by_choice(model: Any, module: Any) -> str:
     """Why stock e3nn has this module's calls by choice, or an empty string; as `Dispatcher.call_for` decides."""
-    dispatcher = switch.active.dispatcher
+    dispatcher = active.dispatcher
     assert dispatcher is not None
     found = dispatcher.target_of(module)
     if found is None or not found[0].backend:
@@ -167,7 +168,7 @@ def _tensor_of(model: Any, module: Any) -> Any:
 
 def precision(model: Any) -> tuple[Precision | None, bool]:
     """What a model's products of float32 are asked to be rounded to, if to anything, and whether a plan does so."""
-    dispatcher = switch.active.dispatcher
+    dispatcher = active.dispatcher
     found = [dispatcher.runners.get(module) for module in model.modules()] if dispatcher else []
     runners = [runner for runner in found if runner is not None]
     wanted = [runner.config.precision for runner in runners if runner.config is not None]
@@ -177,7 +178,7 @@ def precision(model: Any) -> tuple[Precision | None, bool]:
 
 
 def _explain_module(model: Any, path: str, module: Any) -> list[Row]:
-    dispatcher = switch.active.dispatcher
+    dispatcher = active.dispatcher
     assert dispatcher is not None
     found = dispatcher.target_of(module)
     if found is None:
@@ -219,13 +220,9 @@ def at_exit(config: Config) -> None:
 
 
 def _state() -> str:
-    config = switch.active.config
+    config = active.config
     if config is None:
-        return (
-            f"off, {len(switch.active.models)} modules accelerated singly"
-            if switch.active.models
-            else "off"
-        )
+        return f"off, {len(active.models)} modules accelerated singly" if active.models else "off"
     return "on, strict" if config.strict else "on"
 
 

@@ -5,52 +5,27 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
 
 from e3nn_accel import generation
 from e3nn_accel._start._e3nn_accel_boot import when_imported, withdraw
+from e3nn_accel.active import active
 from e3nn_accel.config import Config
 from e3nn_accel.errors import AccelError, E3nnAccelWarning, FallbackWarning
 from e3nn_accel.forks import ForkSafeLock
+from e3nn_accel.installation import install, remove
 
 if TYPE_CHECKING:
     import torch
 
-    from e3nn_accel.dispatch import Dispatcher
-    from e3nn_accel.hookspecs import Target
-    from e3nn_accel.interception import Interception
-    from e3nn_accel.registry import Registry
 
 log = logging.getLogger("e3nn_accel")
 log.addHandler(logging.NullHandler())
 Model = TypeVar("Model", bound="torch.nn.Module")
 
 _lock = ForkSafeLock()
-
-
-class _Active:
-    """What is switched on: the global configuration, single models, and what was changed for them."""
-
-    def __init__(self) -> None:
-        self.config: Config | None = None
-        self.models: WeakKeyDictionary[torch.nn.Module, tuple[Config, str]] = WeakKeyDictionary()
-        self.seen: WeakSet[torch.nn.Module] = WeakSet()
-        self.dispatcher: Dispatcher | None = None
-        self.previous: Dispatcher | None = None
-        self.interception: Interception | None = None
-        self.cancel: list[Callable[[], None]] = []
-        self.last: Config | None = None  # of what was switched on last, for the report at exit
-
-    def settings_of(self, module: torch.nn.Module) -> tuple[Config | None, str]:
-        """The configuration that applies to a module, its model's own before the global one."""
-        return self.models.get(module) or (self.config, "")
-
-
-active = _Active()
 
 
 def enable(**options: Any) -> None:
@@ -76,7 +51,7 @@ def disable() -> None:
         active.config = None
         active.models.clear()
         generation.advance()
-        _remove()
+        remove()
     withdraw()  # what the variable E3NN_ACCEL has set up, if e3nn isn't imported yet
 
 
@@ -144,7 +119,7 @@ def _switch(config: Config | None) -> None:
             active.dispatcher.runners.clear()  # every module is planned anew at its next call
             active.dispatcher.forget_calls()
             if config is not None and config.blocked_plugins != active.dispatcher.registry.blocked:
-                _remove()
+                remove()
         wait = active.interception is None
     if wait:  # at once where e3nn is imported
         cancel = when_imported({"e3nn.o3": _install_or_warn}, strict=True)
@@ -168,10 +143,10 @@ def _install_or_warn(config: Config | None = None) -> None:
         registry = load(settings)
         with _lock:
             if active.interception is None:
-                _install(settings, registry)
+                install(settings, registry)
     except Exception as error:
         with _lock:
-            _remove()
+            remove()
             active.config = None
             active.models.clear()
         if config is not None and config.strict:
@@ -179,116 +154,6 @@ def _install_or_warn(config: Config | None = None) -> None:
         log.info("enabling failed", exc_info=True)
         message = f"e3nn_accel stays off: {type(error).__name__}: {error}"
         warnings.warn(message, E3nnAccelWarning, stacklevel=2)
-
-
-def _install(config: Config, registry: Registry) -> None:
-    """Wrap what is imported; the rest is wrapped when its module is imported."""
-    from e3nn_accel.dispatch import Dispatcher
-    from e3nn_accel.interception import Interception
-    from e3nn_accel.patches import mace, mace_calculator, mace_models
-
-    active.dispatcher = Dispatcher(registry, active.settings_of)
-    active.interception = Interception()
-    active.seen.clear()
-    for target in registry.targets():
-        _change_when_imported(target.path, _wrapping(target))
-    _change_when_imported(f"{mace.MODULE}:{mace.CLASS}", _fuse_blocks)
-    for name in mace_models.CLASSES:
-        _change_when_imported(f"{mace_models.MODULE}:{name}", _replay_calls)
-    path = f"{mace_calculator.MODULE}:{mace_calculator.CLASS}"
-    _change_when_imported(path, _reuse_neighbours)
-    log.info("enabled: %s", config)
-
-
-def _change_when_imported(path: str, change: Callable[[type], None]) -> None:
-    """Change a class ("module:Class") once its module is imported.
-
-    Where that fails, the class stays as it was, with a warning and a line in ``doctor``; strict
-    mode raises.
-    """
-    module_name, _, class_name = path.partition(":")
-
-    def attempt() -> None:
-        if active.dispatcher is None or active.interception is None:
-            return
-        problems = active.dispatcher.registry.problems
-        cls = getattr(sys.modules[module_name], class_name, None)
-        if cls is None:
-            problems[path] = "there is no such class in the installed version"
-            return
-        try:
-            change(cls)
-        except Exception as error:
-            active.interception.undo(cls)
-            active.dispatcher.targets.pop(cls, None)
-            problems[path] = f"{type(error).__name__}: {error}"
-            if active.config is not None and active.config.strict:
-                raise
-            message = f"e3nn_accel leaves {path} as it is: {problems[path]}"
-            warnings.warn(message, E3nnAccelWarning, stacklevel=2)
-
-    active.cancel.append(when_imported({module_name: attempt}, strict=True))
-
-
-def _wrapping(target: Target) -> Callable[[type], None]:
-    def wrap(cls: type) -> None:
-        assert active.dispatcher is not None
-        assert active.interception is not None
-        # one that stock e3nn may have by choice is seen when a plan has it
-        seen = (lambda module: None) if target.backend else active.seen.add
-        active.interception.wrap(cls, active.dispatcher.call_for(cls, target), seen)
-
-    return wrap
-
-
-def _fuse_blocks(block: type) -> None:
-    from e3nn_accel.patches import mace
-
-    assert active.dispatcher is not None
-    assert active.interception is not None
-    if mace.NAME in block.__dict__:
-        return
-    active.interception.set(block, mace.NAME, mace.fusion_property(active.dispatcher))
-    unused = [*getattr(block, mace.UNUSED, []), mace.NAME]
-    active.interception.set(block, mace.UNUSED, unused)
-
-
-def _replay_calls(model: type) -> None:
-    from e3nn_accel.patches import mace_models
-
-    assert active.dispatcher is not None
-    assert active.interception is not None
-    if not active.interception.has(model):
-        call = mace_models.call_for(model, active.dispatcher.model_calls)
-        active.interception.set(model, "__call__", call)
-
-
-def _reuse_neighbours(calculator: type) -> None:
-    from e3nn_accel.patches import mace_calculator
-
-    assert active.dispatcher is not None
-    assert active.interception is not None
-    reason = mace_calculator.unknown()
-    if reason:
-        active.dispatcher.registry.problems[mace_calculator.CLASS] = reason
-    elif not active.interception.has(calculator):
-        calls = active.dispatcher.calculator_calls
-        for name, method in mace_calculator.methods_for(calculator, calls).items():
-            active.interception.set(calculator, name, method)
-
-
-def _remove() -> None:
-    for cancel in active.cancel:
-        cancel()
-    active.cancel.clear()
-    if active.interception is not None:
-        active.interception.undo()
-    dispatcher = active.dispatcher
-    if dispatcher is not None:
-        dispatcher.forget_calls()
-    if dispatcher is not None and any(r.usage for r in list(dispatcher.runners.values())):
-        active.previous = dispatcher
-    active.interception = active.dispatcher = None
 
 
 def _set_log_level(config: Config) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from e3nn_accel import switch
+from e3nn_accel.active import active
 from e3nn_accel.cli.timing import Measurement, Prepare, measure
 from e3nn_accel.interception import stock_call
 
@@ -63,7 +63,7 @@ def operations_of(model: torch.nn.Module, call: Callable[[], object]) -> list[Op
 @contextlib.contextmanager
 def _recording() -> Iterator[list[tuple[Any, str, Arguments]]]:
     """Note every call that reaches the dispatcher."""
-    dispatcher: Any = switch.active.dispatcher
+    dispatcher: Any = active.dispatcher
     original = dispatcher.call
     calls: list[tuple[Any, str, Arguments]] = []
 
@@ -80,8 +80,8 @@ def _recording() -> Iterator[list[tuple[Any, str, Arguments]]]:
 
 
 def _kind(module: torch.nn.Module, operation: str) -> Any:
-    assert switch.active.dispatcher is not None
-    return switch.active.dispatcher.registry.describe(module, operation)
+    assert active.dispatcher is not None
+    return active.dispatcher.registry.describe(module, operation)
 
 
 def _kept(value: Any) -> Any:
