@@ -49,6 +49,7 @@ CASES = {
     "linear, tutorial": Case(HIDDEN, HIDDEN, 10000),
     "skip connection": Case(HIDDEN, HIDDEN, 5000, 89),
     "skip connection, tutorial": Case(HIDDEN, HIDDEN, 10000, 20),
+    "last radial layer": Case("64x0e", "1280x0e", 187000),
 }
 LAYOUTS = [Layout(*both) for both in product((32, 64, 128), (2, 3, 4))]
 
