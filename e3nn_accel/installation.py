@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from e3nn_accel._start._e3nn_accel_boot import when_imported
 from e3nn_accel.active import active
@@ -34,15 +34,17 @@ def install(config: Config, registry: Registry) -> None:
     _change_when_imported(f"{mace.MODULE}:{mace.CLASS}", _fuse_blocks)
     for name in mace_models.CLASSES:
         _change_when_imported(f"{mace_models.MODULE}:{name}", _replay_calls)
+    for module in mace_models.PREPARING:
+        _change_when_imported(f"{module}:{mace_models.PREPARES}", _gather_quickly(module))
     path = f"{mace_calculator.MODULE}:{mace_calculator.CLASS}"
     _change_when_imported(path, _reuse_neighbours)
     log.info("enabled: %s", config)
 
 
-def _change_when_imported(path: str, change: Callable[[type], None]) -> None:
-    """Change a class ("module:Class") once its module is imported.
+def _change_when_imported(path: str, change: Callable[[Any], None]) -> None:
+    """Change a class or function ("module:Class") once its module is imported.
 
-    Where that fails, the class stays as it was, with a warning and a line in ``doctor``; strict
+    Where that fails, it stays as it was, with a warning and a line in ``doctor``; strict
     mode raises.
     """
     module_name, _, class_name = path.partition(":")
@@ -100,6 +102,16 @@ def _replay_calls(model: type) -> None:
     if not active.interception.has(model):
         call = mace_models.call_for(model, active.dispatcher.model_calls)
         active.interception.set(model, "__call__", call)
+
+
+def _gather_quickly(module: str) -> Callable[[Any], None]:
+    def change(prepare: Any) -> None:
+        from e3nn_accel.gathers import in_preparation
+
+        assert active.interception is not None
+        active.interception.set(sys.modules[module], prepare.__name__, in_preparation(prepare))
+
+    return change
 
 
 def _reuse_neighbours(calculator: type) -> None:

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -43,10 +44,10 @@ def stock_call(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 class Interception:
     """The attributes that were changed, with what was there before."""
 
-    changed: list[tuple[type, str, Any]] = field(default_factory=list)
+    changed: list[tuple[type | ModuleType, str, Any]] = field(default_factory=list)
 
-    def set(self, cls: type, name: str, value: Any) -> None:
-        """Put ``value`` on the class, remembering what its own ``__dict__`` had."""
+    def set(self, cls: type | ModuleType, name: str, value: Any) -> None:
+        """Put ``value`` on the class or module, remembering what its own ``__dict__`` had."""
         before = cls.__dict__.get(name, _ABSENT)
         setattr(cls, name, value)
         self.changed.append((cls, name, before))

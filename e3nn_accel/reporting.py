@@ -15,10 +15,10 @@ from e3nn_accel._version import __version__
 from e3nn_accel.active import active
 from e3nn_accel.config import Config, Precision
 from e3nn_accel.errors import FallbackWarning
-from e3nn_accel.graphs import MODEL_CALL
+from e3nn_accel.graphs import GATHERS, MODEL_CALL
 from e3nn_accel.neighbours import NEIGHBOURS
 
-AROUND_OPERATIONS = (MODEL_CALL, NEIGHBOURS)
+AROUND_OPERATIONS = (MODEL_CALL, GATHERS, NEIGHBOURS)
 """What is reported besides operations."""
 
 
@@ -31,8 +31,9 @@ class Row:
         cls: Class name.
         operation: linear, tensor_product, convolution, contraction, radial_mlp, spherical_harmonics or
             radial_embedding; empty where it wasn't reached; "model" for whole calls of a model on a GPU,
-            "neighbours" for the batches of a calculator.
-        backend: The backend that runs it, or "e3nn"; of a model "graph" or "eager", of batches "verlet" or "mace".
+            "gathers" for the rows that such a call takes by an index, "neighbours" for the batches of a calculator.
+        backend: The backend that runs it, or "e3nn"; of a model "graph" or "eager", of gathers "grouped" or
+            "torch", of batches "verlet" or "mace".
         detail: The plan's strategy, or the reason of the fallback.
         modules: How many modules.
         calls: How many calls.

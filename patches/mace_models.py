@@ -1,4 +1,7 @@
-"""MACE's models: a whole call of one may be captured once and replayed (`e3nn_accel.graphs`)."""
+"""MACE's models: a whole call of one may be captured once and replayed (`e3nn_accel.graphs`).
+
+Where it isn't, the function that prepares the graph takes rows by quick gathers (`e3nn_accel.gathers`).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
 MODULE = "mace.modules.models"
 CLASSES = ("MACE", "ScaleShiftMACE")
 """Their subclasses with a forward of their own (MACELES, PolarMACE, ..) run eagerly."""
+
+
+PREPARES = "prepare_graph"
+"""A function that the modules below have by this name."""
+PREPARING = (MODULE, "mace.modules.extensions")
 
 
 def call_for(cls: type[torch.nn.Module], calls: ModelCalls) -> Callable[..., Any]:

@@ -12,7 +12,9 @@ median with quartiles of blocks of calls that take turns. ``profile`` lists wher
 from __future__ import annotations
 
 import cProfile
+import importlib
 import os
+import pkgutil
 import pstats
 import statistics
 import sys
@@ -30,13 +32,7 @@ from e3nn import o3
 
 import e3nn_accel
 from e3nn_accel import groupings, launch
-from e3nn_accel.backends.cuda import (
-    CudaBackend,
-    contraction_basis,
-    contraction_kernels,
-    indexed_linear_launch,
-    species,
-)
+from e3nn_accel.backends import cuda
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.plan import Availability
@@ -68,16 +64,19 @@ def without_a_device() -> ExitStack:
     """The cuda backend plans for CPU tensors, and nothing is launched."""
     stack = ExitStack()
     changes: list[tuple[Any, str, Any]] = [
-        (CudaBackend, "device_type", "cpu"),
-        (CudaBackend, "available", lambda self: Availability(True)),
+        (cuda.CudaBackend, "device_type", "cpu"),
+        (cuda.CudaBackend, "available", lambda self: Availability(True)),
         (launch, "_driver_for_this_thread", lambda: None),
         (launch, "current_device_function", lambda: lambda: 0),
         (launch, "current_stream_function", lambda: lambda index: 0),
         # on a device, groupings are found again by their tensor and its version, without a look at it
         (groupings, "_find_in", lambda tensor, version, find: (version, None, find(tensor))),
     ]
-    for module in (contraction_basis, contraction_kernels, indexed_linear_launch, species):
-        changes.append((module, "load_all", no_programs))
+    for found in pkgutil.iter_modules(cuda.__path__):
+        module = importlib.import_module(f"{cuda.__name__}.{found.name}")
+        for name, value in (("load_all", no_programs), ("multiprocessors", lambda device: 132)):
+            if hasattr(module, name):
+                changes.append((module, name, value))
     for owner, name, value in changes:
         stack.enter_context(patch.object(owner, name, value))
     return stack

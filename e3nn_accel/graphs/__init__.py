@@ -6,13 +6,13 @@ reads them, padded to a size that later calls fit in, too.
 
     calls.py        the calls of every model
     model_state.py  the calls of one: replayed, captured, or run eagerly with the reason
+    eager.py        a call that isn't replayed
     eligibility.py  which calls may be captured, and why not
     padding.py      sizes, and the dummy graph that fills them up
     buffers.py      the inputs of a captured graph
     outputs.py      its results, without the padding
     recompute.py    gradients of results that were replayed
     capture.py      warm-up and capture
-    gathers.py      rows taken by an index: quick gradients, while capturing
     store.py        the captured sizes of one model
     fingerprint.py  whether a model is still the one that was captured
 """
@@ -21,3 +21,5 @@ from __future__ import annotations
 
 MODEL_CALL = "model"
 """The operation under which whole calls of a model are counted."""
+GATHERS = "gathers"
+"""The operation under which calls are counted whose gathers have gradients of ours, or torch's and why."""

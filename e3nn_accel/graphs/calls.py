@@ -45,7 +45,7 @@ class ModelCalls:
         if state is None or state.generation != generation.current.name:
             runner = self.runner_for(module, stock_forward)
             state = self._models[module] = ModelState(runner, self.lane_for)
-        if state.off:
+        if state.runner.config is None:
             return stock_call(module, args, kwargs)
         return state.call(module, device, args, kwargs)
 

@@ -13,6 +13,7 @@ from e3nn_accel import compat, generation
 from e3nn_accel.graphs import MODEL_CALL, eligibility, outputs, padding
 from e3nn_accel.graphs.buffers import StaticInputs
 from e3nn_accel.graphs.capture import Lane
+from e3nn_accel.graphs.eager import eager_call
 from e3nn_accel.graphs.eligibility import Request, RunsEagerly
 from e3nn_accel.graphs.fingerprint import Fingerprint, is_replica
 from e3nn_accel.graphs.padding import Axis, Capacity, Size
@@ -36,7 +37,7 @@ class ModelState:
     def __init__(self, runner: Runner, lane_for: Callable[[torch.device], Lane]) -> None:
         self.generation = generation.current.name
         self.runner = runner
-        self.off = runner.config is None or runner.config.graph == "0"
+        self._never = runner.config is not None and runner.config.graph == "0"
         self._left = (
             "" if runner.config is None else runner.left or eligibility.left_by(runner.config)
         )
@@ -59,6 +60,8 @@ class ModelState:
         kwargs: dict[str, Any],
     ) -> Any:
         """Replay where possible."""
+        if self._never:
+            return eager_call(module, self.runner, args, kwargs)
         reason = ""
         try:
             with self._lock:
@@ -92,7 +95,7 @@ class ModelState:
     ) -> Any:
         self.runner.count(MODEL_CALL, "eager", reason)
         try:
-            return stock_call(module, args, kwargs)
+            return eager_call(module, self.runner, args, kwargs)
         except Exception:
             # a capture that failed for arguments that no call takes says nothing about other calls
             self._refused.clear()
@@ -222,7 +225,8 @@ class ModelState:
             request.inputs[name].requires_grad_(True)
         finished = tuple(tensors)
         if not self._always:
-            forward = _forward(module, request.flags, training=True)
+            flags = {**dict.fromkeys(request.flags, True), "training": True}
+            forward = lambda batch: eager_call(module, self.runner, (batch,), flags)  # noqa: E731
             finished = attach(forward, produced, tensors, request.inputs)
         return outputs.hand_over(produced, finished, request.data)
 
@@ -231,11 +235,10 @@ class ModelState:
 
 
 def _forward(
-    module: torch.nn.Module, flags: tuple[str, ...], **others: bool
+    module: torch.nn.Module, flags: tuple[str, ...]
 ) -> Callable[[dict[str, torch.Tensor]], Any]:
     """The model's forward with these flags."""
-    given: Mapping[str, bool] = {**dict.fromkeys(flags, True), **others}
-    return lambda batch: stock_call(module, (batch,), dict(given))
+    return lambda batch: stock_call(module, (batch,), dict.fromkeys(flags, True))
 
 
 def _line(error: BaseException) -> str:

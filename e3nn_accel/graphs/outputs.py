@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from e3nn_accel.graphs.gathers import QuickGathers
+from e3nn_accel.gathers import QuickGathers
 from e3nn_accel.graphs.padding import AXES, GRAPHS, NODES, Axis, Capacity, Size
 
 RESULTS: Mapping[str, Axis] = {
