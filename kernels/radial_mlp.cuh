@@ -27,6 +27,21 @@ __device__ __forceinline__ void activate(real z, real& value, real& slope) {
     }
 }
 
+// That of the slope; the same is made of `sigmoid` and so on by the compiler.
+template <int KIND>
+__device__ __forceinline__ real curvature(real z, real value, real slope) {
+    if constexpr (KIND == SILU) {
+        const real sigmoid = 1 / (1 + exponential(-z));
+        return sigmoid * (1 - sigmoid) * (2 + z * (1 - 2 * sigmoid));
+    } else if constexpr (KIND == TANH) {
+        return -2 * value * slope;
+    } else if constexpr (KIND == SIGMOID) {
+        return slope * (1 - 2 * value);
+    } else {
+        return 0;
+    }
+}
+
 constexpr int up_to(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // Where number (row, column) of a matrix lies.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,9 +36,8 @@ class Sums:
 
 def taken(rows: torch.Tensor, index: Tensors, sums: Sums) -> torch.Tensor:
     """``rows[index]``, and its errors; differentiable by rows."""
-    out: torch.Tensor = _Taken.apply(  # type: ignore[no-untyped-call]
-        rows, rows.shape, sums.add, len(index), *index, *sums.of
-    )
+    how = _How(rows.shape, sums.add, len(index))
+    out: torch.Tensor = _Taken.apply(rows, how, *index, *sums.of)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -86,58 +85,51 @@ def _add_groups(g: torch.Tensor, order: torch.Tensor, first: torch.Tensor) -> to
     return torch.segment_reduce(g.index_select(0, order), "sum", offsets=first, unsafe=True)
 
 
+class _How(NamedTuple):
+    """The shape of the rows, what sums, and how many of the tensors that are saved are the index."""
+
+    shape: torch.Size
+    add: Callable[..., torch.Tensor]
+    indices: int
+
+
 class _Taken(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, rows: torch.Tensor, shape: torch.Size, add: Any, indices: int, *of: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor, how: _How, *of: torch.Tensor) -> torch.Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*of)
-        ctx.how = shape, add, indices
-        return rows[of[:indices]]
+        ctx.how = how
+        return rows[of[: how.indices]]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (g,), of = grads, ctx.saved_tensors
-        nothing = (None,) * (3 + len(of))
-        return None if g is None else _summed(g, *ctx.how, of), *nothing
+        return None if g is None else _summed(g, ctx.how, of), None, *[None] * len(of)
 
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, g: torch.Tensor, shape: torch.Size, add: Any, indices: int, *of: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, g: torch.Tensor, how: _How, *of: torch.Tensor) -> torch.Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*of)
-        ctx.how = shape, add, indices
-        sums: torch.Tensor = add(g, *of[indices:])
-        return sums
+        ctx.how = how
+        return how.add(g, *of[how.indices :])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (h,), of = grads, ctx.saved_tensors
-        nothing = (None,) * (3 + len(of))
-        if h is None:
-            return None, *nothing
-        return _taken_again(h, *ctx.how, of), *nothing
+        return None if h is None else _taken_again(h, ctx.how, of), None, *[None] * len(of)
 
 
-def _summed(
-    g: torch.Tensor, shape: torch.Size, add: Any, indices: int, of: Tensors
-) -> torch.Tensor:
+def _summed(g: torch.Tensor, how: _How, of: Tensors) -> torch.Tensor:
     if functorch_transform() is not None:  # is_grads_batched: torch's own has rules for it
-        return g.new_zeros(shape).index_put(of[:indices], g, accumulate=True)
+        return g.new_zeros(how.shape).index_put(of[: how.indices], g, accumulate=True)
     if torch.is_grad_enabled() and g.requires_grad:
-        return _Summed.apply(g, shape, add, indices, *of)  # type: ignore[no-any-return, no-untyped-call]
-    sums: torch.Tensor = add(g, *of[indices:])
-    return sums
+        return _Summed.apply(g, how, *of)  # type: ignore[no-any-return, no-untyped-call]
+    return how.add(g, *of[how.indices :])
 
 
-def _taken_again(
-    h: torch.Tensor, shape: torch.Size, add: Any, indices: int, of: Tensors
-) -> torch.Tensor:
-    further = torch.is_grad_enabled() and h.requires_grad and functorch_transform() is None
-    if further:
-        return _Taken.apply(h, shape, add, indices, *of)  # type: ignore[no-any-return, no-untyped-call]
-    return h[of[:indices]]
+def _taken_again(h: torch.Tensor, how: _How, of: Tensors) -> torch.Tensor:
+    if torch.is_grad_enabled() and h.requires_grad and functorch_transform() is None:
+        return _Taken.apply(h, how, *of)  # type: ignore[no-any-return, no-untyped-call]
+    return h[of[: how.indices]]

@@ -1,7 +1,7 @@
-"""The hidden layers of a radial MLP, differentiable to any order; what computes values and gradients is a parameter.
+"""The hidden layers of a radial MLP, differentiable to any order; what computes them is a parameter.
 
-Second derivatives, which training on forces wants, are torch's own, of the same layers in torch
-operations made anew from the operands.
+Second derivatives, which training on forces wants, are kernels' where the gradient by x alone was taken.
+Others, and derivatives of these, are torch's own, of the same layers in torch operations.
 """
 
 from __future__ import annotations
@@ -27,6 +27,17 @@ class HiddenKernels(Protocol):
         self, g: torch.Tensor, x: torch.Tensor, weights: Weights, wanted: tuple[bool, ...]
     ) -> tuple[torch.Tensor | None, ...]:
         """Gradients of (x, *weights); None where not wanted."""
+        ...
+
+    def second(
+        self,
+        g: torch.Tensor,
+        x: torch.Tensor,
+        h: torch.Tensor,
+        weights: Weights,
+        wanted: tuple[bool, ...],
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of <h, gradient by x> by (g, x, *weights), h of x's shape; None where not wanted."""
         ...
 
     def composed(self, x: torch.Tensor, weights: Weights) -> torch.Tensor:
@@ -85,8 +96,12 @@ class _Backward(torch.autograd.Function):
         if all(h is None for h in tangents) or not any(wanted):
             return (None,) * (len(wanted) + 2)
         further = torch.is_grad_enabled()
+        h, *of_weights = tangents
+        if h is not None and not further and all(t is None for t in of_weights):
+            g, x, *weights = (t.contiguous() for t in ctx.saved_tensors)
+            return *ctx.kernels.second(g, x, h.contiguous(), weights, wanted), None, None
         with torch.enable_grad():
-            second = _second(ctx, tangents, further)
+            second = _composed(ctx, tangents, further)
         kept = (t if want else None for t, want in zip(second, wanted, strict=True))
         return (*kept, None, None)
 
@@ -102,7 +117,7 @@ def _gradients(
     return kernels.backward(g.contiguous(), x.contiguous(), contiguous, wanted)
 
 
-def _second(ctx: Any, tangents: Any, further: bool) -> Any:
+def _composed(ctx: Any, tangents: Any, further: bool) -> Any:
     """The derivatives of <gradients, tangents> by (g, x, *weights); differentiable if ``further``."""
     # Views, so that what the operands themselves may be computed of isn't gone through.
     g, x, *weights = (

@@ -27,20 +27,24 @@ SHARED_OF = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, 110: 227}
 LEAST_SHARED, ON_THE_HOST = 99, 90
 MULTIPROCESSOR, RESERVED = 228 * 1024, 1024
 """Bytes of shared memory of a large one, and those of each block that are the system's."""
-FORWARD, INPUT, ALL = "forward", "to_input", "to_all"
-GRADIENTS = {FORWARD: 0, INPUT: 1, ALL: 2}
+FORWARD, INPUT, ALL, SECOND = "forward", "to_input", "to_all", "second"
+GRADIENTS = {FORWARD: 0, INPUT: 1, ALL: 2, SECOND: 3}
+SUFFIXES = {FORWARD: "", INPUT: "_input", ALL: "_weights", SECOND: "_second"}
 ENTRIES = {
     FORWARD: ("radial_mlp", "PPPPPqP"),
     INPUT: ("radial_mlp_gradients", "PPPPPPqPP"),
     ALL: ("radial_mlp_gradients", "PPPPPPqPP"),
+    SECOND: ("radial_mlp_second", "PPPPPPPqPPP"),
 }
+TOGETHER = (FORWARD, INPUT, ALL)
+"""What is loaded at once; second derivatives when they are wanted."""
 
 
 class Cut(NamedTuple):
     """How a kernel is cut.
 
     Attributes:
-        rows: Edges of a tile.
+        rows: Of a tile: its edges, and each of them twice for second derivatives.
         blocks: Of a multiprocessor: what registers are bounded by.
         shared: Bytes of a block.
     """
@@ -64,7 +68,7 @@ def cut(widths: Sequence[int], bytes_each: int, kind: str) -> Cut:
 def shared_of_a_row(widths: Sequence[int], kind: str) -> int:
     """Numbers that an edge has in shared memory: all activations, where weights want gradients, and the widest."""
     pitches = [_up_to(widths[0], 32), *(_up_to(w, TILE) for w in widths[1:])]
-    return (sum(pitches[:-1]) if kind == ALL else 0) + max(pitches)
+    return (sum(pitches[:-1]) if kind in (ALL, SECOND) else 0) + max(pitches)
 
 
 def too_large(layers: Sequence[RadialLayer], context: PlanContext) -> str:
@@ -102,8 +106,7 @@ class RadialMlpKernels:
 
     def _program(self, kind: str) -> KernelProgram:
         entry, _ = ENTRIES[kind]
-        suffix = {FORWARD: "", INPUT: "_input", ALL: "_weights"}[kind]
-        name = f"radial_mlp{suffix}_{self.real}"
+        name = f"radial_mlp{SUFFIXES[kind]}_{self.real}"
         return KernelProgram(
             name, "radial_mlp.cu", (entry,), self._header(kind), description=self.description
         )
@@ -126,14 +129,16 @@ class RadialMlpKernels:
     def _kernel(self, kind: str, device: torch.device) -> Kernel:
         if (kind, device) not in self._kernels:
             # all at once, in parallel: a gradient may be wanted first while a graph is being captured
-            loaded = load_all(self.programs(), device, self.config)
-            for of, program in zip(ENTRIES, loaded, strict=True):
+            kinds = TOGETHER if kind in TOGETHER else (kind,)
+            loaded = load_all([self._programs[of] for of in kinds], device, self.config)
+            for of, program in zip(kinds, loaded, strict=True):
                 self._kernels[of, device] = program.kernel(*ENTRIES[of])
         return self._kernels[kind, device]
 
     def _grid(self, kind: str, edges: int, device: torch.device) -> tuple[int, int, int]:
         """As many blocks as run at a time, each with a share of the tiles."""
         rows, blocks, _ = self._cuts[kind]
+        rows = rows // 2 if kind == SECOND else rows
         return min(-(-edges // rows), blocks * multiprocessors(device)), 1, 1
 
     def forward(self, x: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -160,20 +165,46 @@ class RadialMlpKernels:
         kind = ALL if any(wanted[1:]) else INPUT
         grid = self._grid(kind, len(x), x.device)
         dx = torch.empty_like(x) if wanted[0] else None
-        sizes = [w.numel() for w in weights]
-        sums = x.new_empty((grid[0], sum(sizes))) if kind == ALL else None
+        count = sum(w.numel() for w in weights)
+        sums = x.new_empty((grid[0], count)) if kind == ALL else None
         self._kernel(kind, x.device)(
             grid, (THREADS, 1, 1),
             g, x, *_four(weights), len(x), dx, sums, shared=self._cuts[kind].shared,
         )  # fmt: skip
-        if sums is None:
-            return (dx, *[None] * len(weights))
-        parts = sums.sum(0).split(sizes)  # zeros where there are no edges
-        found = [
-            part.view_as(w) if want else None
-            for part, w, want in zip(parts, weights, wanted[1:], strict=True)
-        ]
-        return (dx, *found)
+        return (dx, *_added(sums, weights, wanted[1:]))
+
+    def second(
+        self,
+        g: torch.Tensor,
+        x: torch.Tensor,
+        h: torch.Tensor,
+        weights: Sequence[torch.Tensor],
+        wanted: tuple[bool, ...],
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of <h, gradient by x> by (g, x, *weights); None where not wanted."""
+        grid = self._grid(SECOND, len(x), x.device)
+        dg = torch.empty_like(g) if wanted[0] else None
+        dx = torch.empty_like(x) if wanted[1] else None
+        count = sum(w.numel() for w in weights)
+        sums = x.new_empty((grid[0], count)) if any(wanted[2:]) else None
+        self._kernel(SECOND, x.device)(
+            grid, (THREADS, 1, 1),
+            g, x, h, *_four(weights), len(x), dg, dx, sums, shared=self._cuts[SECOND].shared,
+        )  # fmt: skip
+        return (dg, dx, *_added(sums, weights, wanted[2:]))
+
+
+def _added(
+    sums: torch.Tensor | None, weights: Sequence[torch.Tensor], wanted: Sequence[bool]
+) -> list[torch.Tensor | None]:
+    """Gradients of weights, of what blocks [blocks, numbers] have of them."""
+    if sums is None:
+        return [None] * len(weights)
+    parts = sums.sum(0).split([w.numel() for w in weights])  # zeros where there are no edges
+    return [
+        part.view_as(w) if want else None
+        for part, w, want in zip(parts, weights, wanted, strict=True)
+    ]
 
 
 def _four(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
