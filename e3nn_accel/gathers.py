@@ -103,7 +103,7 @@ class QuickGathers(TorchFunctionMode):
             return one_of_each(rows.shape[1], index[1]) if self._one_of_each(rows, index) else None
         if not _an_index(index) or index.device != rows.device:
             return None
-        if id(index) in self._of_ends:
+        if id(index) in self._of_ends and rows.shape[0] > 1:
             _, end, of_node = self._of_ends[id(index)]
             if _few(rows, of_node):
                 by_end = self._by_end(end, of_node.shape[0])

@@ -12,6 +12,7 @@ from comparison import (
     accelerated,
     assert_close,
     derivatives,
+    draw,
     poisoned_memory,
     randomise,
     usage,
@@ -72,3 +73,36 @@ def check(module: Any, x: torch.Tensor, dtype: torch.dtype, device: str = "cpu")
     values = [Derivatives({"value": d.tensors["value"]}) for d in (found, expected)]
     assert_close(*values, of_values, {})
     assert_close(found, expected, of_gradients, {})
+
+
+def of_forces(module: Any, x: torch.Tensor, g: torch.Tensor, wanted: str) -> list[torch.Tensor]:
+    """Gradients of a loss of the gradient by x alone, as forces are trained on."""
+    leaves = {"x": x, "g": g}
+    leaves |= {name.removesuffix(".weight"): p for name, p in module.named_parameters()}
+    (first,) = torch.autograd.grad(module(x), x, g, create_graph=True)
+    loss = (first * torch.linspace(-1, 1, first.numel()).to(first).view_as(first)).sum()
+    names = wanted.split() or list(leaves)
+    chosen = [leaves[name] for name in names]
+    found = torch.autograd.grad(loss, chosen, allow_unused=True)  # without activation, x is unused
+    return [torch.zeros_like(t) if d is None else d for t, d in zip(chosen, found, strict=True)]
+
+
+def compare_of_forces(
+    case: str, dtype: torch.dtype, rows: int, wanted: str = "", device: str = "cpu"
+) -> None:
+    """Their training's gradients with those of stock in float64."""
+    module = CASES[case].build().to(device, dtype)
+    x, g = (
+        draw((rows, width), seed).to(device, dtype)
+        for width, seed in zip(module.hs[:: len(module.hs) - 1], (3, 4), strict=True)
+    )
+    exact = [t.double().requires_grad_() for t in (x, g)]
+    with accelerated(self_check=False, backend="cuda"), poisoned_memory():
+        found = of_forces(module, x.requires_grad_(), g.requires_grad_(), wanted)
+    expected = of_forces(module.double(), *exact, wanted)
+    _, tolerance = TOLERANCE[dtype]
+    for ours, stock in zip(found, expected, strict=True):
+        scale = float(stock.abs().max()) if stock.numel() else 0
+        torch.testing.assert_close(
+            ours.double(), stock, rtol=0, atol=tolerance * max(scale, 1e-300)
+        )

@@ -11,7 +11,7 @@ from model_graphs import batch_of, fresh, ice, replaying, water
 import e3nn_accel
 from e3nn_accel import switch
 from e3nn_accel.gathers import while_graphs_are_prepared
-from e3nn_accel.graphs import GATHERS
+from e3nn_accel.graphs import GATHERS, eager
 
 pytest.importorskip("mace")
 from mace.modules import extensions, models
@@ -19,6 +19,12 @@ from small_models import mace
 
 pytestmark = pytest.mark.mace
 STRESS = pytest.mark.parametrize("stress", [False, True], ids=["forces", "stress"])
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These batches have a few hundred edges at most."""
+    monkeypatch.setattr(eager, "ENOUGH_EDGES", 0)
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +250,17 @@ def test_left_alone(model: Any, batch: dict[str, Any]) -> None:
     with replaying(), FlopCounterMode(display=False):
         model(fresh(batch), training=True)
         assert list(gathers()) == [("torch", "a torch dispatch mode is on")]
+
+
+def test_few_edges(model: Any, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own gradients are as fast; the report doesn't speak of it."""
+    monkeypatch.setattr(eager, "ENOUGH_EDGES", batch["edge_index"].shape[1] + 1)
+    with replaying():
+        out = model(fresh(batch), training=True)
+        assert not gathers()
+        assert "_TakenBackward" not in nodes_of(out["energy"])
+        monkeypatch.setattr(eager, "ENOUGH_EDGES", batch["edge_index"].shape[1])
+        assert "_TakenBackward" in nodes_of(model(fresh(batch), training=True)["energy"])
 
 
 def test_one_model_alone(model: Any, batch: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import pytest
 import torch
 from comparison import accelerated, draw, poisoned_memory, relative_error, usage
-from radial_parity import CASES, Net, check
+from radial_parity import CASES, Net, check, compare_of_forces
 from replays import assert_replay_equals_eager, warmed_up
 
 import e3nn_accel
@@ -39,6 +39,14 @@ def test_values_and_derivatives(case: str, edges: int, dtype: torch.dtype) -> No
 def test_many_tiles_for_each_block(dtype: torch.dtype) -> None:
     """More edges than all multiprocessors have at a time; the last tile isn't full."""
     check(MACE.build(), draw((50_001, 8), 3).requires_grad_(), dtype, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("edges", [0, 1, 70, 50_001])
+@pytest.mark.parametrize("case", ["MACE", "odd widths", "wider than a tile", "tanh", "sigmoid"])
+def test_second_derivatives_of_training(case: str, edges: int, dtype: torch.dtype) -> None:
+    """Of the gradient by x alone: one kernel."""
+    compare_of_forces(case, dtype, edges, device="cuda")
 
 
 def test_first_derivatives_of_large_inputs() -> None:

@@ -1,0 +1,108 @@
+"""Training steps on a GPU against stock MACE: gathers with gradients of their own, second derivatives of everything."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pytest
+import torch
+from model_graphs import batch_of, ice, water
+
+import e3nn_accel
+from e3nn_accel import structures, switch
+from e3nn_accel.cli.shapes import build, silicon
+from e3nn_accel.graphs import GATHERS, eager
+
+pytest.importorskip("mace", reason="MACE isn't installed")
+from small_models import mace
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+STRESS = pytest.mark.parametrize("stress", [False, True], ids=["forces", "stress"])
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eager, "ENOUGH_EDGES", 0)
+
+
+def small() -> tuple[Any, dict[str, Any]]:
+    """Two structures with cells and one without, in float64."""
+    batch = batch_of([ice(1), water(), ice(2, repeat=2)])
+    return mace().cuda(), structures.cast(batch, torch.float64, torch.device("cuda"))
+
+
+def medium(dtype: torch.dtype = torch.float64) -> tuple[Any, dict[str, Any]]:
+    """One structure, the shape of MACE-MP-0 medium."""
+    model = build("mp0-medium").to("cuda", dtype)
+    batch = structures.batch_of(model, silicon(64), dtype)
+    return model, structures.cast(batch, dtype, torch.device("cuda"))
+
+
+def step(model: Any, batch: dict[str, Any], stress: bool) -> dict[str, torch.Tensor]:
+    """Results, and the gradients of a loss of them by every parameter and by the positions."""
+    data = {name: tensor.detach() for name, tensor in batch.items()}
+    positions = data["positions"]
+    model.zero_grad(set_to_none=True)
+    out = model(data, training=True, compute_stress=stress)
+    found = {name: out[name] for name in ("energy", "forces", *(["stress"] if stress else []))}
+    torch.stack([value.sin().mean() for value in found.values()]).sum().backward()
+    found |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return found | {"positions": positions.grad}
+
+
+def calls_with_grouped_gathers() -> int:
+    dispatcher = switch.active.dispatcher
+    assert dispatcher is not None
+    usage = [u for r in dispatcher.runners.values() for u in r.usage.items()]
+    return sum(
+        u.calls for (operation, how, _), u in usage if (operation, how) == (GATHERS, "grouped")
+    )
+
+
+@STRESS
+@pytest.mark.parametrize("case", [small, medium])
+def test_a_training_step_is_stocks(case: Any, stress: bool) -> None:
+    """In float64: values and every gradient."""
+    model, batch = case()
+    expected = step(copy.deepcopy(model), batch, stress)
+    with e3nn_accel.enabled():
+        found = step(model, batch, stress)
+        assert calls_with_grouped_gathers() == 1
+    assert found.keys() == expected.keys()
+    for name, stock in expected.items():
+        error = (found[name] - stock).norm()
+        assert float(error) <= 1e-10 * float(stock.norm()) + 1e-14, name
+
+
+@STRESS
+def test_the_same_bits_again(stress: bool) -> None:
+    """In float32; nothing is added up in an order that comes about."""
+    model, batch = medium(torch.float32)
+    with e3nn_accel.enabled():
+        first, again = (step(model, batch, stress) for _ in range(2))
+        assert calls_with_grouped_gathers() == 2
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name]), name
+
+
+@STRESS
+def test_inference_that_is_not_replayed(stress: bool) -> None:
+    model, batch = medium(torch.float32)
+    exact, theirs = medium()
+    expected = exact(theirs, compute_stress=stress)
+    with e3nn_accel.enabled(graph="0"):
+        found = model(batch, compute_stress=stress)
+        assert calls_with_grouped_gathers() == 1
+    for name in ("forces", *(["stress"] if stress else [])):
+        error = (found[name].double() - expected[name]).norm()
+        assert float(error) <= 1e-4 * float(expected[name].norm()), name
