@@ -201,8 +201,20 @@ def numeric_settings() -> tuple[Any, ...]:
 
 
 def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-    """Copy each source to its target, in few kernels where torch can do so."""
-    torch._foreach_copy_(targets, sources)
+    """Copy each source to its target: a kernel for each dtype, and one for each that lies otherwise than its target.
+
+    torch takes a list one by one where two in it differ in dtype, or a source in strides.
+    """
+    together: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        if target.dtype == source.dtype and target.stride() == source.stride():
+            there, here = together.setdefault(target.dtype, ([], []))
+            there.append(target)
+            here.append(source)
+        else:
+            target.copy_(source)
+    for there, here in together.values():
+        torch._foreach_copy_(there, here)
 
 
 def product_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
