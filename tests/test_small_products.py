@@ -69,4 +69,4 @@ def test_copies_of_several_dtypes_and_strides() -> None:
     assert all(map(torch.equal, targets, sources))
     assert not wide[:, 6:].any()
     with pytest.raises(ValueError, match="zip"):
-        copy_all(targets, sources[1:])
+        copy_all(targets, sources[:-1])
