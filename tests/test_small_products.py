@@ -68,5 +68,3 @@ def test_copies_of_several_dtypes_and_strides() -> None:
     copy_all(targets, sources)
     assert all(map(torch.equal, targets, sources))
     assert not wide[:, 6:].any()
-    with pytest.raises(ValueError, match="zip"):
-        copy_all(targets, sources[:-1])

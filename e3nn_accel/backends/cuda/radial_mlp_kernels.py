@@ -38,6 +38,12 @@ ENTRIES = {
 }
 TOGETHER = (FORWARD, INPUT, ALL)
 """What is loaded at once; second derivatives when they are wanted."""
+ROWS = 32
+BLOCKS = {FORWARD: 5, INPUT: 3, ALL: 3, SECOND: 3}
+"""Of narrow float32 layers: tests/gpu/time_radial_mlp.py found them on an H100, but for
+second derivatives, which take the registers of those with dW."""
+FEW_BLOCKS = 2
+"""Of any others, by the registers that they take."""
 
 
 class Cut(NamedTuple):
@@ -57,12 +63,11 @@ class Cut(NamedTuple):
 def cut(widths: Sequence[int], bytes_each: int, kind: str) -> Cut:
     """Of hidden layers with these widths, the input's first; as radial_mlp.cu lays out its memory."""
     weights = sum(_up_to(a, DEPTH) * _up_to(b, TILE) for a, b in pairwise(widths))
-    wide = max(widths) > TILE
-    rows = 32 if bytes_each == 8 or wide else 64
-    shared = (weights + rows * shared_of_a_row(widths, kind)) * bytes_each
-    most = 3 if kind == FORWARD and rows == 64 else 2  # with the registers that they take
+    large = bytes_each == 8 or max(widths) > TILE
+    most = FEW_BLOCKS if large else BLOCKS[kind]
+    shared = (weights + ROWS * shared_of_a_row(widths, kind)) * bytes_each
     blocks = max(1, min(most, MULTIPROCESSOR // (shared + RESERVED)))
-    return Cut(rows, blocks, shared)
+    return Cut(ROWS, blocks, shared)
 
 
 def shared_of_a_row(widths: Sequence[int], kind: str) -> int:
