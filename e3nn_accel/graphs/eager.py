@@ -18,8 +18,9 @@ from e3nn_accel.interception import stock_call
 from e3nn_accel.runner import Runner
 
 ENOUGH_EDGES = 1024
-"""Of a batch. With fewer, torch's own gradients are as fast: the device waits for the host anyway, and
-`QuickGathers` costs the host a tenth of a millisecond."""
+"""Of a batch. With fewer the device waits for the host anyway, which takes up to a millisecond more a step than for
+torch's gradients, their launches not counted (`tests/time_training_host.py`). Not timed on a GPU yet: the
+way "torch's gathers" of `tests/gpu/time_training_steps.py` tells."""
 HOW = "gradients by positions and cells are summed by the grouping of edges, without sorting"
 
 
