@@ -200,9 +200,27 @@ def numeric_settings() -> tuple[Any, ...]:
     return torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), precision
 
 
+COPIED_TOGETHER = 1 << 15
+"""Numbers of a tensor."""
+
+
 def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-    """Copy each source to its target, in few kernels where torch can do so."""
-    torch._foreach_copy_(targets, sources)
+    """Copy each source to its target: small ones in a kernel for each dtype, others by themselves.
+
+    torch takes a list one by one where two in it differ in dtype, or a source in strides; and has a large tensor copied
+    by few blocks.
+    """
+    together: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        small = target.numel() <= COPIED_TOGETHER
+        if small and target.dtype == source.dtype and target.stride() == source.stride():
+            there, here = together.setdefault(target.dtype, ([], []))
+            there.append(target)
+            here.append(source)
+        else:
+            target.copy_(source)
+    for there, here in together.values():
+        torch._foreach_copy_(there, here)
 
 
 def product_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -264,6 +264,27 @@ class RadialEmbeddingDescriptor:
         return f"radial embedding, {self.basis} Bessel functions"
 
 
+@dataclass(frozen=True)
+class ReshapeDescriptor:
+    """MACE's reshape_irreps: out[n,u,c_l + m] = x[n, mul c_l + u d_l + m], where c_l is the sum of d before l.
+
+    Attributes:
+        mul: Channels, the multiplicity of all irreps.
+        dims: d_l, components of each irrep.
+    """
+
+    mul: int
+    dims: tuple[int, ...]
+
+    @property
+    def columns(self) -> int:
+        """Components of a channel."""
+        return sum(self.dims)
+
+    def __str__(self) -> str:
+        return f"reshape of {self.mul} channels, components {' + '.join(map(str, self.dims))}"
+
+
 Descriptor = (
     LinearDescriptor
     | TensorProductDescriptor
@@ -272,4 +293,5 @@ Descriptor = (
     | RadialMlpDescriptor
     | SphericalHarmonicsDescriptor
     | RadialEmbeddingDescriptor
+    | ReshapeDescriptor
 )

@@ -95,6 +95,11 @@ class NodesBySpecies:
         return cls(None, nodes, numbers[:nodes], numbers[:nodes], numbers.clamp(max=nodes))
 
 
+FindsNeighbours = Callable[[torch.Tensor, int], Neighbours]
+finders: dict[str, FindsNeighbours] = {}
+"""By type of device, where something is faster than torch's sorts; a backend puts it here."""
+
+
 def nodes_by_species(
     attrs: torch.Tensor, find: Callable[[torch.Tensor], NodesBySpecies]
 ) -> NodesBySpecies:
@@ -114,9 +119,15 @@ def blocks_of(edge_index: torch.Tensor, nodes: int) -> Blocks:
     return shared(edge_index, f"blocks {nodes}", lambda index: _find_blocks(index, nodes))
 
 
-def neighbours_of(edge_index: torch.Tensor, nodes: int) -> Neighbours:
-    """Both orders of the edges of ``edge_index`` [2, edges] (senders, receivers)."""
-    return shared(edge_index, f"neighbours {nodes}", lambda index: _find_neighbours(index, nodes))
+def neighbours_of(
+    edge_index: torch.Tensor, nodes: int, find: FindsNeighbours | None = None
+) -> Neighbours:
+    """Both orders of the edges of ``edge_index`` [2, edges] (senders, receivers).
+
+    ``find`` finds them; by default what `finders` has for the device, or `find_neighbours`.
+    """
+    by = find or finders.get(edge_index.device.type, find_neighbours)
+    return shared(edge_index, f"neighbours {nodes}", lambda index: by(index, nodes))
 
 
 def in_torch(attrs: torch.Tensor) -> NodesBySpecies:
@@ -133,7 +144,8 @@ def in_torch(attrs: torch.Tensor) -> NodesBySpecies:
     return NodesBySpecies(own, kinds, species.int(), order.int(), first.int())
 
 
-def _find_neighbours(edge_index: torch.Tensor, nodes: int) -> Neighbours:
+def find_neighbours(edge_index: torch.Tensor, nodes: int) -> Neighbours:
+    """Both orders in torch operations."""
     edge_index = torch.where(edge_index < 0, edge_index + nodes, edge_index)  # as indexing counts
     # radix sorts take time by the width of their keys; what no node is stays above all nodes
     narrow = torch.int16 if nodes < 1 << 15 else torch.int32

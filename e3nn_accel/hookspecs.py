@@ -32,6 +32,7 @@ Operation = Literal[
     "radial_mlp",
     "spherical_harmonics",
     "radial_embedding",
+    "reshape_irreps",
 ]
 
 

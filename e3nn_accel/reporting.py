@@ -29,9 +29,9 @@ class Row:
     Attributes:
         path: The module's name in its model (`explain`), or empty (`report`).
         cls: Class name.
-        operation: linear, tensor_product, convolution, contraction, radial_mlp, spherical_harmonics or
-            radial_embedding; empty where it wasn't reached; "model" for whole calls of a model on a GPU,
-            "neighbours" for the batches of a calculator.
+        operation: linear, tensor_product, convolution, contraction, radial_mlp, spherical_harmonics,
+            radial_embedding or reshape_irreps; empty where it wasn't reached; "model" for whole calls of a
+            model on a GPU, "neighbours" for the batches of a calculator.
         backend: The backend that runs it, or "e3nn"; of a model "graph" or "eager", of batches "verlet" or "mace".
         detail: The plan's strategy, or the reason of the fallback.
         modules: How many modules.

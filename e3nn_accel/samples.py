@@ -84,6 +84,8 @@ def random_inputs(
         return (draw(ROWS, module.hs[0]),)
     if operation == "spherical_harmonics":
         return (draw(ROWS, 3),)
+    if operation == "reshape_irreps":
+        return (draw(ROWS, module.irreps.dim),)
     if operation == "radial_embedding":  # within the cutoff and beyond it
         ratio = torch.rand((ROWS, 1), generator=generator, dtype=torch.float64, device="cpu") + 0.2
         return ((module.cutoff_fn.r_max.detach() * ratio.to(device, dtype)).requires_grad_(True),)

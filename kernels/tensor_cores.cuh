@@ -5,7 +5,7 @@
 // summed, low ones first: what is left out is some 2^-23 of a product, of either sign. Tensor cores round their sums towards zero;
 // so a chain is short, and chains are added up by the caller. What a chain loses, 5e-8 of its sum on average, has the sum's sign
 // and doesn't cancel between edges as rounding does: a stress, in which large contributions cancel, was wrong by three times
-// what float32 explains, gradients of weights by ten times. So left numbers are multiplied by 1 + LOST, in their low part.
+// what float32 explains, gradients of weights by ten times. So right numbers, of which a lane has fewest, are multiplied by 1 + LOST, in their low part.
 // float64 needs neither. RoundedToTf32 and RoundedToBf16 take one product of numbers of 11 and of 8 bits, the nearest ones;
 // their sums are float32's.
 //
@@ -82,10 +82,7 @@ struct TensorCores<float> {
 #pragma unroll
         for (int step = 0; step < STEPS; step++)
 #pragma unroll
-            for (int n = 0; n < 4; n++) {
-                cut(a[step][n], high[step][n], low[step][n]);
-                low[step][n] = __float_as_uint(fmaf(LOST, a[step][n], __uint_as_float(low[step][n])));
-            }
+            for (int n = 0; n < 4; n++) cut(a[step][n], high[step][n], low[step][n]);
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
 #pragma unroll
@@ -100,8 +97,12 @@ struct TensorCores<float> {
     }
 
     static __device__ __forceinline__ void keep(float first, float second, Kept& b) {
-        cut(first, b[0][0], b[1][0]);
-        cut(second, b[0][1], b[1][1]);
+        const float numbers[2] = {first, second};
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            cut(numbers[n], b[0][n], b[1][n]);
+            b[1][n] = __float_as_uint(fmaf(LOST, numbers[n], __uint_as_float(b[1][n])));
+        }
     }
 };
 

@@ -14,7 +14,13 @@ from e3nn.nn import FullyConnectedNet
 from mace_parts import Contraction
 
 from e3nn_accel.backends.cuda import contraction as contraction_plan
-from e3nn_accel.backends.cuda import indexed_linear, linear, radial_embedding, radial_mlp
+from e3nn_accel.backends.cuda import (
+    indexed_linear,
+    linear,
+    radial_embedding,
+    radial_mlp,
+    reshape_irreps,
+)
 from e3nn_accel.backends.cuda import spherical_harmonics as harmonics_plan
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.compile import KernelProgram
@@ -25,6 +31,7 @@ from e3nn_accel.descriptor import (
     LinearDescriptor,
     RadialEmbeddingDescriptor,
     RadialMlpDescriptor,
+    ReshapeDescriptor,
     SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
@@ -172,6 +179,11 @@ def _radial_embedding(dtype: torch.dtype, architecture: int) -> list[KernelProgr
     return _programs_of(radial_embedding.plan, d, dtype, architecture)
 
 
+def _reshape(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    d = ReshapeDescriptor(128, (1, 3, 5, 7))
+    return _programs_of(reshape_irreps.plan, d, dtype, architecture)
+
+
 def _programs_of(
     plan: Callable[[Any, PlanContext], object],
     descriptor: object,
@@ -238,4 +250,5 @@ PLANS = {
     "spherical harmonics, MACE": RecordedPlan(spherical_harmonics(3), BOTH),
     "spherical harmonics up to 11": RecordedPlan(spherical_harmonics(11), BOTH, (90,)),
     "radial embedding": RecordedPlan(_radial_embedding, BOTH),
+    "reshape of irreps": RecordedPlan(_reshape, BOTH),
 }

@@ -1,6 +1,6 @@
-"""Spherical harmonics and MACE's radial embedding as modules: what other code sees of them, wherever plans run.
+"""Targets that are a GPU's alone, as modules: what other code sees of them, wherever plans run.
 
-The kernels run on the CPU here; that these targets are a GPU's alone otherwise, the last tests say.
+The kernels run on the CPU here; that stock has the calls there otherwise, the last tests say.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from comparison import accelerated, draw, usage
 from e3nn import o3
 from radial_embedding_parity import block, lengths
+from reshape_parity import built as reshape
 from small_models import energy_and_forces, mace, molecules, same
 
 import e3nn_accel
@@ -52,12 +53,17 @@ SUBJECTS = {
         lambda rows: draw((rows, 3), 1).requires_grad_(),
     ),
     "radial": Subject("radial_embedding", block, lengths, (None, None, None)),
+    "reshape": Subject(
+        "reshape_irreps",
+        lambda: reshape("in another order"),
+        lambda nodes: draw((nodes, 84), 1).requires_grad_(),
+    ),
 }
 
 
 @pytest.fixture(params=SUBJECTS)
 def subject(request: pytest.FixtureRequest) -> Subject:
-    if request.param == "radial":
+    if request.param != "harmonics":
         pytest.importorskip("mace", reason="MACE isn't installed")
     return SUBJECTS[request.param]
 
@@ -235,14 +241,14 @@ def test_a_whole_model() -> None:
         return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
     stock, gradients = energy_and_forces(model, batch), trained(model)
-    only = ("SphericalHarmonics", "RadialEmbeddingBlock")
+    only = ("SphericalHarmonics", "RadialEmbeddingBlock", "reshape_irreps")
     with e3nn_accel.enabled(only=only):
         found = energy_and_forces(model, batch)
         same(found, stock, 1e-10)
         for ours, wanted in zip(trained(model), gradients, strict=True):
             same(ours, wanted, 1e-9)
         rows = {row.cls: row.backend for row in e3nn_accel.report().rows if row.backend == "cuda"}
-    assert rows == {"SphericalHarmonics": "cuda", "RadialEmbeddingBlock": "cuda"}
+    assert rows == dict.fromkeys(only, "cuda")
 
 
 @pytest.mark.parametrize("options", [{}, {"strict": True}, {"verify": True}], ids=str)
@@ -262,7 +268,7 @@ def test_a_model_on_the_cpu_has_no_rows_of_them() -> None:
     with e3nn_accel.enabled(strict=True):
         energy_and_forces(model, batch)
         classes = {row.cls for row in e3nn_accel.report().rows}
-    assert not classes & {"SphericalHarmonics", "RadialEmbeddingBlock"}
+    assert not classes & {"SphericalHarmonics", "RadialEmbeddingBlock", "reshape_irreps"}
 
 
 @pytest.fixture(autouse=True)

@@ -221,7 +221,7 @@ def test_sizes(nodes: int, edges: int) -> None:
     size = Size(nodes, edges, 1)
     made = Capacity.of(size)
     assert made.takes(size)
-    assert made.reserved >= 2
+    assert made.reserved >= 4
     assert made.nodes <= max(nodes + 10, 1.10 * nodes + 2)
     assert made.edges <= max(edges + 128, 1.10 * edges)
     assert made.takes(Size(nodes, edges + edges // 32, 1))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from e3nn_accel.graphs.small_products import is_vectors_by_matrices, vectors_by_matrices
 from e3nn_accel.groupings import Neighbours, neighbours_of
 
 FEW_ROWS = 16
@@ -44,6 +45,8 @@ class QuickGathers(TorchFunctionMode):
     ) -> Any:
         if func is torch.Tensor.__getitem__:
             return self._taken(*args)
+        if is_vectors_by_matrices(func, args, kwargs):
+            return vectors_by_matrices(*args[1:])
         out = func(*args, **(kwargs or {}))
         if func is torch.arange and len(args) == 1:
             self._counting[id(out)] = out

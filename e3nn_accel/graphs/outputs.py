@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from e3nn_accel.compat import copy_all
 from e3nn_accel.graphs.gathers import QuickGathers
 from e3nn_accel.graphs.padding import AXES, GRAPHS, NODES, Axis, Capacity, Size
 
@@ -116,10 +117,13 @@ def _described(
 
 def unpadded(produced: Produced, size: Size) -> list[torch.Tensor]:
     """Copies of the real rows, which the caller may keep."""
-    return [
-        tensor.narrow(result.axis.dim, 0, result.axis.length(size)).clone()
+    real = [
+        tensor.narrow(result.axis.dim, 0, result.axis.length(size))
         for result, tensor in zip(produced.results, produced.tensors, strict=True)
     ]
+    copies = [tensor.new_empty(tensor.shape) for tensor in real]
+    copy_all(copies, real)
+    return copies
 
 
 def hand_over(

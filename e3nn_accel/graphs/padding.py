@@ -21,6 +21,8 @@ FINENESS = 32
 """Sizes grow in steps of a 32nd to a 16th of themselves; the headroom for edges is a 32nd."""
 WASTE = 1.25
 """A captured size takes a call if it isn't larger than this many times the size made for the call, or by two steps."""
+FEWEST_RESERVED = 4
+"""Ends of dummy edges at least: two of a small system would have twice an atom's edges, and others wait for them."""
 LONGEST_BOND = 6.0
 """Above twice the largest covalent radius, at which MACE's repulsion of pairs (ZBL) ends."""
 
@@ -53,7 +55,7 @@ class Capacity:
     @classmethod
     def of(cls, size: Size) -> Capacity:
         """With room for the edges that come and go while atoms move."""
-        reserved = max(2, size.nodes // FINENESS)
+        reserved = max(FEWEST_RESERVED, size.nodes // FINENESS)
         return cls(
             nodes=_rounded(size.nodes + reserved, NODE_STEP),
             edges=_rounded(size.edges + size.edges // FINENESS + 1, EDGE_STEP),

@@ -13,6 +13,7 @@ from e3nn_accel.descriptor import (
     LinearDescriptor,
     RadialEmbeddingDescriptor,
     RadialMlpDescriptor,
+    ReshapeDescriptor,
     SphericalHarmonicsDescriptor,
 )
 from e3nn_accel.irreps import dim_of
@@ -42,6 +43,8 @@ def result_shape(descriptor: Descriptor, operands: Sequence[torch.Tensor]) -> Sh
         return (*x.shape[:-1], sum(2 * degree + 1 for degree in descriptor.degrees))
     if isinstance(descriptor, RadialEmbeddingDescriptor):
         return (x.shape[0], descriptor.basis)
+    if isinstance(descriptor, ReshapeDescriptor):
+        return (x.shape[0], descriptor.mul, descriptor.columns)
     of_rows = operands[:2] if descriptor.shared_weights else operands[:3]
     shape = torch.broadcast_shapes(*(operand.shape[:-1] for operand in of_rows))
     return (*shape, dim_of(descriptor.irreps_out))

@@ -1,8 +1,8 @@
 """The cuda backend: kernels compiled at run time by NVRTC, loaded through CuPy.
 
 It has kernels for the fused convolution, tensor products edge by edge, species-indexed linears, ``o3.Linear``,
-the symmetric contraction, the radial MLP, spherical harmonics and MACE's radial embedding. What it refuses of all
-but the last three, the torch backend plans on the same device.
+the symmetric contraction, the radial MLP, spherical harmonics, and MACE's radial embedding and reshape_irreps. What it
+refuses of all but the last four, the torch backend plans on the same device.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from e3nn_accel.descriptor import (
     LinearDescriptor,
     RadialEmbeddingDescriptor,
     RadialMlpDescriptor,
+    ReshapeDescriptor,
     SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
@@ -44,6 +45,7 @@ class CudaBackend:
             linear,
             radial_embedding,
             radial_mlp,
+            reshape_irreps,
             spherical_harmonics,
             tensor_product,
         )
@@ -65,5 +67,7 @@ class CudaBackend:
             return spherical_harmonics.plan(descriptor, context)
         if isinstance(descriptor, RadialEmbeddingDescriptor):
             return radial_embedding.plan(descriptor, context)
+        if isinstance(descriptor, ReshapeDescriptor):
+            return reshape_irreps.plan(descriptor, context)
         reason = convolution.refusal(descriptor)
         return Refusal(self.name, reason) if reason else convolution.plan(descriptor, context)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution
+from e3nn_accel.backends.cuda.edges import EdgeSort
 from e3nn_accel.descriptor import ConvolutionDescriptor
-from e3nn_accel.groupings import neighbours_of
+from e3nn_accel.groupings import finders, neighbours_of
 from e3nn_accel.ops.convolution import convolution, convolution_gradients
 from e3nn_accel.plan import Plan, PlanContext
 
@@ -28,18 +29,21 @@ def refusal(descriptor: ConvolutionDescriptor) -> str:
 def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     """Kernels for one product; compiled at their first use."""
     kernels = FusedConvolution(descriptor.product, context)
+    edges = EdgeSort(context.config)
+    if context.device.type == "cuda":  # for all that asks for neighbours there
+        finders["cuda"] = edges.find
 
     def run(
         x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, edge_index: torch.Tensor
     ) -> torch.Tensor:
-        return convolution(x, y, w, neighbours_of(edge_index, x.shape[0]), kernels)
+        return convolution(x, y, w, neighbours_of(edge_index, x.shape[0], edges.find), kernels)
 
     def gradients(
         g: torch.Tensor, operands: tuple[torch.Tensor, ...], wanted: tuple[bool, ...]
     ) -> tuple[torch.Tensor, ...]:
         x, y, w, edge_index = operands
         of_tensors = (wanted[0], wanted[1], wanted[2])
-        graph = neighbours_of(edge_index, x.shape[0])
+        graph = neighbours_of(edge_index, x.shape[0], edges.find)
         found = convolution_gradients(g, x, y, w, graph, kernels, of_tensors)
         return tuple(t for t in found if t is not None)
 
@@ -47,4 +51,4 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     strategy = f"fused kernel, {sum(len(g.terms) for g in kernels.groups)} paths" + (
         f" in {count} parts" if count > 1 else ""
     )
-    return Plan("cuda", descriptor, strategy, run, tuple(kernels.programs()), gradients)
+    return Plan("cuda", descriptor, strategy, run, (*kernels.programs(), edges.program), gradients)

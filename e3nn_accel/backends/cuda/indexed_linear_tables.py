@@ -187,7 +187,7 @@ class MatrixPaths:
     def layout(self, bytes_each: int, of_weights: bool, few: bool = False) -> Layout:
         """Found by tests/gpu/tune_linear.py on an H100; ``few`` rows are cut finely, for a warp to have less to do."""
         if few:
-            return Layout(TILE // 2, 2 if bytes_each == 8 else 4)
+            return Layout(TILE // 2, 2)
         if bytes_each == 8 or self._scattered(bytes_each):
             return Layout(TILE, 2)
         if of_weights or self.species:  # species cut tiles short

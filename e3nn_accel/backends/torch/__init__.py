@@ -24,6 +24,7 @@ from e3nn_accel.descriptor import (
     LinearDescriptor,
     RadialEmbeddingDescriptor,
     RadialMlpDescriptor,
+    ReshapeDescriptor,
     SphericalHarmonicsDescriptor,
     TensorProductDescriptor,
 )
@@ -32,7 +33,12 @@ from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
 DTYPES = (torch.float32, torch.float64)
 
 
-OF_TORCH_ALREADY = (RadialMlpDescriptor, RadialEmbeddingDescriptor, SphericalHarmonicsDescriptor)
+OF_TORCH_ALREADY = (
+    RadialMlpDescriptor,
+    RadialEmbeddingDescriptor,
+    ReshapeDescriptor,
+    SphericalHarmonicsDescriptor,
+)
 
 
 class TorchBackend:
