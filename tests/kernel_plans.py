@@ -23,6 +23,7 @@ from e3nn_accel.backends.cuda import (
 )
 from e3nn_accel.backends.cuda import spherical_harmonics as harmonics_plan
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
+from e3nn_accel.backends.cuda.edges import EdgeSort
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config, Precision
 from e3nn_accel.descriptor import (
@@ -184,6 +185,10 @@ def _reshape(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
     return _programs_of(reshape_irreps.plan, d, dtype, architecture)
 
 
+def _edges(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    return [EdgeSort(Config()).program]
+
+
 def _programs_of(
     plan: Callable[[Any, PlanContext], object],
     descriptor: object,
@@ -251,4 +256,5 @@ PLANS = {
     "spherical harmonics up to 11": RecordedPlan(spherical_harmonics(11), BOTH, (90,)),
     "radial embedding": RecordedPlan(_radial_embedding, BOTH),
     "reshape of irreps": RecordedPlan(_reshape, BOTH),
+    "edges of small graphs": RecordedPlan(_edges, (torch.float32,)),
 }

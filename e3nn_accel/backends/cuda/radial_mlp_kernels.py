@@ -27,21 +27,18 @@ SHARED_OF = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, 110: 227}
 LEAST_SHARED, ON_THE_HOST = 99, 90
 MULTIPROCESSOR, RESERVED = 228 * 1024, 1024
 """Bytes of shared memory of a large one, and those of each block that are the system's."""
-FORWARD, INPUT, FEW_INPUT, ALL = "forward", "to_input", "to_input_few", "to_all"
-GRADIENTS = {FORWARD: 0, INPUT: 1, FEW_INPUT: 1, ALL: 2}
-SUFFIX = {FORWARD: "", INPUT: "_input", FEW_INPUT: "_input_few", ALL: "_weights"}
+FORWARD, INPUT, ALL = "forward", "to_input", "to_all"
+GRADIENTS = {FORWARD: 0, INPUT: 1, ALL: 2}
 ENTRIES = {
     FORWARD: ("radial_mlp", "PPPPPqP"),
     INPUT: ("radial_mlp_gradients", "PPPPPPqPP"),
-    FEW_INPUT: ("radial_mlp_gradients", "PPPPPPqPP"),
     ALL: ("radial_mlp_gradients", "PPPPPPqPP"),
 }
-
-
-SMALL = {FORWARD: (32, 5), INPUT: (64, 3), FEW_INPUT: (32, 2), ALL: (32, 3)}
-"""Rows of a tile and blocks, of narrow float32 layers: tests/gpu/time_radial_mlp.py found them on an H100."""
-LARGE = (32, 2)
-"""Of any others."""
+ROWS = 32
+BLOCKS = {FORWARD: 5, INPUT: 3, ALL: 3}
+"""Of narrow float32 layers: tests/gpu/time_radial_mlp.py found them on an H100."""
+FEW_BLOCKS = 2
+"""Of any others, by the registers that they take."""
 
 
 class Cut(NamedTuple):
@@ -62,10 +59,10 @@ def cut(widths: Sequence[int], bytes_each: int, kind: str) -> Cut:
     """Of hidden layers with these widths, the input's first; as radial_mlp.cu lays out its memory."""
     weights = sum(_up_to(a, DEPTH) * _up_to(b, TILE) for a, b in pairwise(widths))
     large = bytes_each == 8 or max(widths) > TILE
-    rows, most = LARGE if large else SMALL[kind]
-    shared = (weights + rows * shared_of_a_row(widths, kind)) * bytes_each
+    most = FEW_BLOCKS if large else BLOCKS[kind]
+    shared = (weights + ROWS * shared_of_a_row(widths, kind)) * bytes_each
     blocks = max(1, min(most, MULTIPROCESSOR // (shared + RESERVED)))
-    return Cut(rows, blocks, shared)
+    return Cut(ROWS, blocks, shared)
 
 
 def shared_of_a_row(widths: Sequence[int], kind: str) -> int:
@@ -101,17 +98,16 @@ class RadialMlpKernels:
         self.real, self.config, self.description = REAL[context.dtype], context.config, description
         self._cuts = {kind: cut(self.widths, context.dtype.itemsize, kind) for kind in ENTRIES}
         self._programs = {kind: self._program(kind) for kind in ENTRIES}
-        if self._cuts[FEW_INPUT] == self._cuts[INPUT]:
-            self._programs[FEW_INPUT] = self._programs[INPUT]
         self._kernels: dict[tuple[str, torch.device], Kernel] = {}
 
     def programs(self) -> tuple[KernelProgram, ...]:
         """What would be compiled."""
-        return tuple(dict.fromkeys(self._programs.values()))
+        return tuple(self._programs.values())
 
     def _program(self, kind: str) -> KernelProgram:
         entry, _ = ENTRIES[kind]
-        name = f"radial_mlp{SUFFIX[kind]}_{self.real}"
+        suffix = {FORWARD: "", INPUT: "_input", ALL: "_weights"}[kind]
+        name = f"radial_mlp{suffix}_{self.real}"
         return KernelProgram(
             name, "radial_mlp.cu", (entry,), self._header(kind), description=self.description
         )
@@ -134,21 +130,15 @@ class RadialMlpKernels:
     def _kernel(self, kind: str, device: torch.device) -> Kernel:
         if (kind, device) not in self._kernels:
             # all at once, in parallel: a gradient may be wanted first while a graph is being captured
-            programs = self.programs()
-            loaded = dict(zip(programs, load_all(programs, device, self.config), strict=True))
-            for of, program in self._programs.items():
-                self._kernels[of, device] = loaded[program].kernel(*ENTRIES[of])
+            loaded = load_all(self.programs(), device, self.config)
+            for of, program in zip(ENTRIES, loaded, strict=True):
+                self._kernels[of, device] = program.kernel(*ENTRIES[of])
         return self._kernels[kind, device]
 
     def _grid(self, kind: str, edges: int, device: torch.device) -> tuple[int, int, int]:
         """As many blocks as run at a time, each with a share of the tiles."""
         rows, blocks, _ = self._cuts[kind]
         return min(-(-edges // rows), blocks * multiprocessors(device)), 1, 1
-
-    def _are_few(self, edges: int, device: torch.device) -> bool:
-        """Whether smaller tiles keep a device as busy: each has one at a time."""
-        rows, blocks, _ = self._cuts[FEW_INPUT]
-        return edges <= rows * blocks * multiprocessors(device)
 
     def forward(self, x: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """The last activations, [edges, out]."""
@@ -171,8 +161,7 @@ class RadialMlpKernels:
         wanted: tuple[bool, ...],
     ) -> tuple[torch.Tensor | None, ...]:
         """Gradients of (x, *weights); None where not wanted."""
-        few = self._are_few(len(x), x.device)
-        kind = ALL if any(wanted[1:]) else FEW_INPUT if few else INPUT
+        kind = ALL if any(wanted[1:]) else INPUT
         grid = self._grid(kind, len(x), x.device)
         dx = torch.empty_like(x) if wanted[0] else None
         sizes = [w.numel() for w in weights]
