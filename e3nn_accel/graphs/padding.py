@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log2
+from math import isqrt, log2
 from typing import Any
 
 import torch
 
 NODE_STEP, EDGE_STEP, GRAPH_STEP = 8, 64, 1
-FINENESS = 32
-"""Sizes grow in steps of a 32nd to a 16th of themselves; the headroom for edges is a 32nd."""
+FINENESS = 64
+"""Sizes grow in steps of a 64th to a 32nd of themselves, as does the time of a replay with what is padded."""
+ENDS = 32
+"""Of so many nodes one more is reserved for the ends of dummy edges."""
 WASTE = 1.25
 """A captured size takes a call if it isn't larger than this many times the size made for the call, or by two steps."""
 FEWEST_RESERVED = 4
@@ -55,10 +57,10 @@ class Capacity:
     @classmethod
     def of(cls, size: Size) -> Capacity:
         """With room for the edges that come and go while atoms move."""
-        reserved = max(FEWEST_RESERVED, size.nodes // FINENESS)
+        reserved = max(FEWEST_RESERVED, size.nodes // ENDS)
         return cls(
             nodes=_rounded(size.nodes + reserved, NODE_STEP),
-            edges=_rounded(size.edges + size.edges // FINENESS + 1, EDGE_STEP),
+            edges=_rounded(size.edges + _headroom(size.edges), EDGE_STEP),
             graphs=_rounded(size.graphs + 1, GRAPH_STEP),
             reserved=reserved,
         )
@@ -83,8 +85,13 @@ class Capacity:
         return f"{self.nodes} atoms, {self.edges} edges, {self.graphs} structures"
 
 
+def _headroom(edges: int) -> int:
+    """For edges that come and go: of few a larger share, as they fluctuate."""
+    return edges // FINENESS + isqrt(edges) + 1
+
+
 def _rounded(number: int, least: int) -> int:
-    """Up to a multiple of a power of two that is about a 32nd of it, or of ``least``."""
+    """Up to a multiple of a power of two that is about a 64th of it, or of ``least``."""
     step = max(least, 1 << max(0, int(log2(max(number, 1) / FINENESS)))) if number else least
     return -(-number // step) * step
 
