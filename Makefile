@@ -5,7 +5,7 @@
 # make lint   ruff and mypy
 # make test-gpu   the tests of the kernels, on an NVIDIA GPU
 # make sanitize   some of them under compute-sanitizer (from the CUDA toolkit)
-# make suites  the tests of e3nn and of MACE, with stock e3nn and with us: no outcome may differ (hours)
+# make suites  the tests of e3nn 0.4 and 0.6 and of MACE, with stock e3nn and with us: no outcome may differ (an hour or more)
 # make clean  remove the environments
 #
 # The environments are made when they are absent, and brought up to date when pyproject.toml changes.
@@ -22,6 +22,7 @@ MARKERS_06  ?= not slow and not once
 WORKERS     ?= 2
 PYTEST_ARGS ?=
 SUITES      ?= .suites
+SUITES_ARGS ?=
 # a kernel of each kind, in operands of few rows: the sanitizer takes seconds for each launch
 SANITIZED   ?= (values and float32) or (shapes and several and float32) or (modes and float32)
 
@@ -65,14 +66,21 @@ sanitize: $(VENV)/installed
 	for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 9 \
 	$(VENV)/bin/python -m pytest -q -m gpu -k "$(SANITIZED)" $(PYTEST_ARGS) tests/gpu || exit; done
 
-# MACE's tests are in its source distribution, e3nn 0.4's only in its repository
-suites: $(VENV)/installed $(SUITES)/e3nn $(SUITES)/mace
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python tests/other_suites.py $(SUITES)/e3nn/tests
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/python tests/other_suites.py $(SUITES)/mace/tests
+# MACE's tests are in its source distribution, e3nn's only in its repository
+suites: $(VENV)/installed $(VENV_E3NN06)/installed $(SUITES)/e3nn $(SUITES)/e3nn06 $(SUITES)/mace
+	$(call COMPARE,$(VENV)) $(SUITES)/e3nn/tests
+	$(call COMPARE,$(VENV_E3NN06)) $(SUITES)/e3nn06/tests
+	$(call COMPARE,$(VENV)) $(SUITES)/mace/tests
+
+COMPARE = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python tests/other_suites.py $(SUITES_ARGS)
+CLONE = git clone -q --depth 1 --branch $$($(1)/bin/python -c "from importlib.metadata import version; \
+	print(version('e3nn'))") https://github.com/e3nn/e3nn
 
 $(SUITES)/e3nn: | $(VENV)/installed
-	git clone -q --depth 1 --branch $$($(VENV)/bin/python -c "from importlib.metadata import version; \
-	print(version('e3nn'))") https://github.com/e3nn/e3nn $@
+	$(call CLONE,$(VENV)) $@
+
+$(SUITES)/e3nn06: | $(VENV_E3NN06)/installed
+	$(call CLONE,$(VENV_E3NN06)) $@
 
 $(SUITES)/mace: | $(VENV)/installed
 	mkdir -p $@ && $(VENV)/bin/python -m pip download -q --no-deps --no-binary :all: -d $(SUITES) \

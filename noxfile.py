@@ -2,10 +2,13 @@
 
 ``nox -s versions`` runs what depends on e3nn or torch with each pair of them, ``nox -s others`` the tests
 of packages built on e3nn. PyPI's torch brings CUDA libraries (gigabytes) on Linux; where there is no NVIDIA GPU:
-``nox -s versions -- --torch-index https://download.pytorch.org/whl/cpu``.
+``nox -s versions -- --torch-index https://download.pytorch.org/whl/cpu``. Fewer of them, and fewer tests:
+``nox -s "versions(torch='2.13.0', e3nn='0.6.0')" -- tests/test_compat.py``.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import nox
 
@@ -25,26 +28,34 @@ VERSION_DEPENDENT = [
     f"tests/test_{name}.py"
     for name in (
         "compat", "compile", "compiled_by_torch", "contraction", "convolution", "e3nn_networks", "edge_cases",
-        "enable_disable", "gradient_wanted", "import_order", "parity_modules", "pickle", "selfcheck", "species_linear",
-        "subclasses", "torchscript", "training_tools", "weights_change",
+        "enable_disable", "gradient_wanted", "import_order", "older_e3nn_networks", "parity_modules", "pickle",
+        "selfcheck", "species_linear", "subclasses", "torchscript", "training_tools", "weights_change",
     )
 ]  # fmt: skip
 """Tests of what touches e3nn's classes or torch's private functions."""
 
 
+def own_arguments(session: nox.Session) -> tuple[list[str], list[str]]:
+    """What follows ``--``: an index for pip to have torch from, then pytest's arguments, tests among them."""
+    given = session.posargs
+    if given and given[0] == "--torch-index":
+        return ["--index-url", given[1]], given[2:]
+    return [], given
+
+
 def install_torch(session: nox.Session, version: str) -> None:
     """First and alone: resolved together with the rest, pip may pick another build of it."""
-    index = []
-    if session.posargs and session.posargs[0] == "--torch-index":
-        index = ["--index-url", session.posargs[1]]
+    index, _ = own_arguments(session)
     session.install(f"torch=={version}", *index)
 
 
 def run_tests(session: nox.Session, *paths: str) -> None:
-    """One thread each: more would fight for the same cores."""
-    arguments = session.posargs[2:] if "--torch-index" in session.posargs else session.posargs
+    """These, unless others are given. One thread each: more would fight for the same cores."""
+    _, arguments = own_arguments(session)
+    if not any(Path(argument.partition("::")[0]).exists() for argument in arguments):
+        arguments = [*arguments, *paths]
     session.run(
-        "python", "-m", "pytest", "-q", "-m", "not slow", *(arguments or paths),
+        "python", "-m", "pytest", "-q", "-m", "not slow", *arguments,
         env={"OMP_NUM_THREADS": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
-"""Run pytest and write what became of each test: python tests/suite_outcomes.py OUT.json [pytest arguments].
+"""Run pytest and write what became of each test: python tests/suite_outcomes.py [--mirrored] OUT.json [pytest's].
 
 A program of its own, for `other_suites.py`: it runs in the process of the suite, and imports nothing of ours.
+With ``--mirrored`` the rounding errors of stock e3nn have the other sign (`mirrored_rounding.py`).
 """
 
 from __future__ import annotations
@@ -54,13 +55,19 @@ def _text(report: Any) -> str:
     return "\n".join([report.longreprtext, *captured])
 
 
-def main(out: str, *arguments: str) -> int:
+def main(out: str, *given: str) -> int:
     """Run pytest with these arguments, and write outcomes and texts to ``out``."""
+    arguments = list(given)
+    plugins: list[object] = [found := Outcomes()]
+    if out == "--mirrored":
+        from mirrored_rounding import MirroredRounding
+
+        out, *arguments = arguments
+        plugins.append(MirroredRounding())
     del sys.path[0]  # the folder of our own tests, of which the suite is to see nothing
     if not entry_points(group="pytest11", name="e3nn_accel"):
-        arguments = ("-p", "e3nn_accel.pytest_plugin", *arguments)
-    found = Outcomes()
-    code = pytest.main(list(arguments), plugins=[found])
+        arguments = ["-p", "e3nn_accel.pytest_plugin", *arguments]
+    code = pytest.main(arguments, plugins=plugins)
     Path(out).write_text(json.dumps(vars(found)))
     return int(code)
 

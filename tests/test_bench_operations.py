@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,8 +53,9 @@ def test_mace_layer_2_has_the_shape_it_stands_for() -> None:
     assert [tuple(t.shape) for t in here.tensors] == [(10, 512), (300, 16), (300, 1280)]
 
 
-def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """All ways in all modes, with a spread; a peer that isn't there says so; nothing stays enabled."""
+    plot = tmp_path / "operations.png"
     arguments = [
         "bench",
         "--ops",
@@ -68,7 +70,9 @@ def test_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("tutorial, unsorted", "float64", *MODES))
-    assert main([*arguments, "--dtype", "float64", "--json"]) == 0
+    pytest.importorskip("matplotlib")
+    assert main([*arguments, "--dtype", "float64", "--json", "--plot", str(plot)]) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
     (case,) = json.loads(capsys.readouterr().out)["cases"]
     assert {"e3nn", "e3nn_accel"} <= set(case["timings"])
     for modes in case["timings"].values():

@@ -94,7 +94,10 @@ def assert_nothing_on_stock(net: torch.nn.Module) -> None:
     assert not e3nn_accel.report().fallbacks
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "points" else n for n in EXAMPLES],
+)
 def test_values_and_derivatives(name: str) -> None:
     """By every input and every parameter, and a second time: what training on forces takes."""
     net, inputs, call = EXAMPLES[name]()

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import fresh_python
 import pytest
+import torch
+from e3nn import o3
+from mirrored_rounding import mirrored_call
 from other_suites import Run, differences, refusals, root_of
 from suite_outcomes import SEVERITY
 
@@ -32,6 +35,12 @@ DIFFERENT = """
 def test_notices():
     assert os.environ.get("E3NN_ACCEL") is None
 """
+BITWISE = """
+def test_bitwise():
+    torch.manual_seed(0)
+    linear, x = o3.Linear("60x0e", "60x0e"), torch.randn(50, 60)
+    assert torch.equal(linear(x), linear.forward(x))
+"""
 
 
 def test_differences() -> None:
@@ -50,6 +59,29 @@ def test_refusals() -> None:
     assert found == {"torch: needs float32": ["a", "c"]}
 
 
+def test_where_it_failed() -> None:
+    """The innermost line, in colours or not; nothing for what passed."""
+    text = "e3nn/util.py:7: in f\ntests/a_test.py:12: AssertionError\n\x1b[1mtests/b_test.py:3: ValueError"
+    assert Run({}, {"a": text}).failed_at("a") == ("tests/b_test.py:3", "ValueError")
+    assert not Run({}, {"a": text}).failed_at("b")
+
+
+def test_mirrored_rounding() -> None:
+    """As far from float64's result as stock e3nn, on the other side; stock's gradients; float64 untouched."""
+    torch.manual_seed(0)
+    linear = o3.Linear("60x0e", "60x0e").float()
+    x = torch.randn(50, 60, dtype=torch.float32, requires_grad=True)
+    stock, mirrored = linear(x), mirrored_call(linear, x)
+    exact = linear.double()(x.double())
+    error = stock - exact
+    assert error.abs().max() > 0
+    assert bool(((exact - mirrored - error).abs() <= 2**-23 * (exact.abs() + 1e-6)).all())
+    assert not torch.equal(mirrored, stock)
+    gradients = [torch.autograd.grad(y.sum(), x)[0] for y in (stock, mirrored)]
+    assert torch.equal(*gradients)
+    assert torch.equal(mirrored_call(linear, x.double()), exact)
+
+
 def test_root(tmp_path: Path) -> None:
     """The folder that has ``tests``."""
     assert root_of([tmp_path / "tests" / "o3" / "linear_test.py"]) == tmp_path
@@ -63,8 +95,9 @@ def test_root(tmp_path: Path) -> None:
         (SUITE, (), 0, "3 tests, 0 differ"),
         (SUITE + DIFFERENT, (), 1, "test_notices: passed -> failed"),
         (SUITE, ("--strict",), 0, "1 refused by strict mode: "),
+        (SUITE + BITWISE, (), 0, "passed -> failed (so with stock e3nn that rounds the other way)"),
     ],
-    ids=["same", "different", "strict"],
+    ids=["same", "different", "strict", "rounding"],
 )
 def test_whole(tmp_path: Path, body: str, flags: tuple[str, ...], code: int, said: str) -> None:
     """A suite of a few tests, as from a shell."""

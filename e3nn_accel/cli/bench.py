@@ -168,18 +168,14 @@ def _inputs(args: argparse.Namespace) -> tuple[Any, list[Any]]:
 
 def _report(args: argparse.Namespace, cases: list[Case]) -> None:
     from e3nn_accel.cli.machine import this_machine
-    from e3nn_accel.cli.timing import bars, milliseconds, times
+    from e3nn_accel.cli.plot import bars
+    from e3nn_accel.cli.timing import milliseconds, times
 
     machine = this_machine()
     subject = args.model or f"shape {args.shape}, random weights"
     if args.plot:
-        results = {f"{c.name[:48]} {c.mode} {c.dtype}": c.result for c in cases}
-        try:
-            bars(results, args.plot, subject)
-        except ImportError:
-            raise CommandError("--plot needs matplotlib: pip install 'e3nn_accel[cli]'") from None
-        except (OSError, ValueError) as error:
-            raise CommandError(f"--plot {args.plot}: {error}") from error
+        times_of = {f"{c.name}\n{c.mode}, {c.dtype}": c.result.seconds for c in cases}
+        bars(times_of, args.plot, f"{subject}\n{machine.heading}")
     if args.json:
         show_json(
             {"model": subject, "machine": asdict(machine), "cases": [asdict(c) for c in cases]}

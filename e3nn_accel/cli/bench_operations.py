@@ -15,6 +15,7 @@ from e3nn_accel.cli import CommandError
 from e3nn_accel.cli.machine import this_machine
 from e3nn_accel.cli.node_operations import NODE_OPERATIONS, NodeOperation, NodeWork, node_work
 from e3nn_accel.cli.peers import NODE_PEERS, PEERS
+from e3nn_accel.cli.plot import bars
 from e3nn_accel.cli.product_timing import MODES, Result, Timing, modes_of, time_ways
 from e3nn_accel.cli.products import PRODUCTS, Product, Work, work
 from e3nn_accel.cli.tables import Table, progress, show, show_json
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         finally:
             if not was_enabled:
                 switch.disable()
+    if args.plot:
+        _plot(args, found, machine.heading)
     if args.json:
         cases = [{"name": n, "dtype": d, **asdict(r)} for (n, d), r in found.items()]
         show_json({"edges": args.edges, "machine": asdict(machine), "cases": cases})
@@ -119,6 +122,17 @@ def _show(title: str, result: Result) -> None:
         show(f"grouping the edges, once a graph: {milliseconds(result.grouping)} ms")
     for way, reason in result.refused.items():
         show(f"no {way}: {reason}")
+
+
+def _plot(args: argparse.Namespace, found: dict[tuple[str, str], Result], heading: str) -> None:
+    times = {
+        f"{name}\n{mode}, {dtype}": {
+            way: timings[mode].seconds for way, timings in result.timings.items()
+        }
+        for (name, dtype), result in found.items()
+        for mode in MODES
+    }
+    bars(times, args.plot, f"operations for {args.edges} edges, random operands\n{heading}")
 
 
 def _cell(timing: Timing) -> str:

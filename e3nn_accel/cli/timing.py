@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import nan
 
 Prepare = Callable[[], Callable[[], object]]
 """Makes fresh inputs, off the clock, and returns the call to time."""
@@ -105,38 +104,3 @@ def milliseconds(spread: Spread) -> str:
 def times(spread: Spread) -> str:
     """A speedup for people, as `milliseconds`."""
     return f"{spread.median:.2f}x [{spread.low:.2f}-{spread.high:.2f}]"
-
-
-def bars(measurements: Mapping[str, Measurement], path: str, title: str) -> None:
-    """Draw medians as bars with their quartiles, and save the picture.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(next(iter(measurements.values())).seconds)
-    figure, axes = plt.subplots(figsize=(8, 1.5 + 0.25 * len(measurements) * len(names)))
-    height = 0.8 / len(names)
-    for n, name in enumerate(names):
-        # operations are timed against stock e3nn alone: no bar for the others
-        found = [m.seconds.get(name, Spread(nan, nan, nan)) for m in measurements.values()]
-        middle = [1e3 * s.median for s in found]
-        reach = [
-            [1e3 * (s.median - s.low) for s in found],
-            [1e3 * (s.high - s.median) for s in found],
-        ]
-        places = [row + n * height for row in range(len(found))]
-        axes.barh(places, middle, height, xerr=reach, label=name, capsize=2)
-    axes.set_yticks(
-        [row + 0.4 - height / 2 for row in range(len(measurements))], list(measurements)
-    )
-    axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="ms, median and quartiles", title=title)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
