@@ -7,9 +7,19 @@ import pytest
 import torch
 
 import e3nn_accel
-from e3nn_accel.criteria import OF_STOCK, Triple, exact_rows, gradient_rows, rounded_rows
+from e3nn_accel import parity
+from e3nn_accel.criteria import (
+    MOST_VIEWS,
+    OF_STOCK,
+    Row,
+    Triple,
+    exact_rows,
+    gradient_rows,
+    rounded_rows,
+)
 from e3nn_accel.errors import FallbackWarning
 from e3nn_accel.quantities import Quantities
+from e3nn_accel.verdict import DtypeParity, StructureParity
 
 
 def quantities(energy=-3.0, forces=1.0, stress=0.1, gradient=2.0):
@@ -126,6 +136,36 @@ def structures(model):
 
 
 @pytest.mark.mace
+@pytest.mark.parametrize(
+    ("dtype", "views", "first", "measured"),
+    [
+        ("float32", None, 0.9, [None]),
+        ("float32", None, 1.5, [None, MOST_VIEWS]),
+        ("float32", None, 4.5, [None]),
+        ("float32", None, float("nan"), [None]),
+        ("float32", 2, 1.5, [2]),
+        ("float64", None, 1.5, [None]),
+    ],
+)
+def test_what_is_a_little_too_far_off_is_measured_more_often(
+    model, structures, monkeypatch, dtype, views, first, measured
+):
+    """In float32, where nothing else was asked for; what is found then counts."""
+    found = []
+
+    class Measurement(parity._Comparison):
+        def run(self, names, graphs):
+            found.append(self.options.views)
+            error = first if len(found) == 1 else 0.8
+            row = Row("stress", "s", "relative", error, 0.5, 1.0, 1.0)
+            return DtypeParity(dtype, (StructureParity("s", 1, 1, (row,)),), 0, 0, ())
+
+    monkeypatch.setattr(parity, "_Comparison", Measurement)
+    result = parity.compare(model, structures, (dtype,), views=views)
+    assert found == measured
+    assert result.passed is (len(found) == 2 or first < 1)
+
+
 def test_an_accelerated_model_passes_in_both_dtypes_with_gradients(model, structures):
     from e3nn_accel.parity import compare
 

@@ -117,7 +117,7 @@ def drift(args: argparse.Namespace) -> None:
 
     start = ase.io.read(FOLDER / "structures.xyz", index=args.index)
     start.info.clear()
-    start = start * (args.repeat,) * 3 if start.pbc.all() else start
+    start = start * ((args.repeat,) * 3) if start.pbc.all() else start
     print(f"{start.get_chemical_formula()}, {args.drift} steps of 0.5 fs, {args.dtype}")
     for way in ("stock", "ours"):
         if way != "stock":
