@@ -17,10 +17,10 @@ from e3nn_accel.guard import program_transform
 from e3nn_accel.interception import stock_call
 from e3nn_accel.runner import Runner
 
-ENOUGH_EDGES = 1024
+ENOUGH_EDGES = 8192
 """Of a batch. With fewer the device waits for the host anyway, which takes up to a millisecond more a step than for
-torch's gradients, their launches not counted (`tests/time_training_host.py`). Not timed on a GPU yet: the
-way "torch's gathers" of `tests/gpu/time_training_steps.py` tells."""
+torch's gradients: on an H100 a training step took 19.0 ms instead of 18.2 with 2928 edges, and 23.4 instead of 32.7
+with 45700 (`tests/gpu/time_training_steps.py`)."""
 HOW = "gradients by positions and cells are summed by the grouping of edges, without sorting"
 
 
