@@ -207,7 +207,7 @@ PLANS = {
         convolution("128x0e+128x1o", SH, SH), BOTH, architectures=BEFORE_BLACKWELL
     ),
     "MACE large layer 2": RecordedPlan(
-        convolution("128x0e+128x1o+128x2e", SH, SH), architectures=BEFORE_BLACKWELL
+        convolution("128x0e+128x1o+128x2e", SH, SH), architectures=BEFORE_BLACKWELL, takes_long=True
     ),
     # half a minute for each architecture
     "NequIP l=3": RecordedPlan(

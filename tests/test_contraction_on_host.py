@@ -8,6 +8,7 @@ from comparison import accelerated, usage
 from contraction_parity import check, check_operands
 from host_kernels import HostCompiler
 from mace_parts import ATTRS, Contraction, node_attrs
+from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import contraction_kernels
 from e3nn_accel.backends.cuda.contraction import plan
@@ -103,7 +104,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("name", list(SCHEDULES))
+@pytest.mark.parametrize("name", slow_but(SCHEDULES, "several passes and sections"))
 def test_schedules(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was chosen by measuring, results are the same."""
     monkeypatch.setattr(contraction_kernels, "chosen", lambda *of: SCHEDULES[name])

@@ -13,6 +13,8 @@ from e3nn_accel.gathers import QuickGathers
 
 Take = Callable[[torch.Tensor], torch.Tensor]
 
+pytestmark = pytest.mark.once
+
 
 def of_few_rows(rows: torch.Tensor) -> torch.Tensor:
     """As a structure's strain is taken for each of its edges; some rows never."""

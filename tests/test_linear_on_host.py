@@ -9,6 +9,7 @@ import torch
 from comparison import draw
 from e3nn import o3
 from linear_parity import CASES, built, check, shrinkage
+from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import CudaBackend, indexed_linear_launch
 from e3nn_accel.config import Config
@@ -82,7 +83,7 @@ def test_feature_columns_that_lie_apart() -> None:
     check(module, x, torch.float32)
 
 
-@pytest.mark.parametrize("leading", [(0,), (1,), (7,), (2, 3), ()])
+@pytest.mark.parametrize("leading", slow_but([(0,), (1,), (7,), (2, 3), ()], (0,), (2, 3)))
 def test_weights_of_each_row(leading: tuple[int, ...]) -> None:
     module = o3.Linear(
         "5x0e+17x1o+5x0e", "9x0e+4x1o+2x2e", shared_weights=False, internal_weights=False
@@ -92,7 +93,9 @@ def test_weights_of_each_row(leading: tuple[int, ...]) -> None:
     check(module, x, torch.float64, w=w)
 
 
-@pytest.mark.parametrize("kind", ["columns of wider rows", "a row for all", "expanded"])
+@pytest.mark.parametrize(
+    "kind", slow_but(["columns of wider rows", "a row for all", "expanded"], "expanded")
+)
 def test_weights_of_rows_in_other_memory(kind: str) -> None:
     module = o3.Linear("5x0e+17x1o", "9x0e+4x1o", shared_weights=False, internal_weights=False)
     x, numel = draw((7, module.irreps_in.dim), 3).requires_grad_(), module.weight_numel

@@ -11,6 +11,7 @@ from comparison import accelerated, draw, poisoned_memory, usage
 from host_kernels import HostCompiler
 from host_launch import HostError
 from radial_parity import CASES, Net, check
+from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import CudaBackend
 from e3nn_accel.backends.cuda.radial_mlp_kernels import RadialMlpKernels
@@ -25,7 +26,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, "MACE", "odd widths", "wider than a tile", "relu"))
 def test_values_and_derivatives(case: str) -> None:
     module = CASES[case].build()
     check(module, draw((70, module.hs[0]), 3).requires_grad_(), torch.float64)
@@ -59,7 +60,9 @@ def test_no_edges_no_gradient() -> None:
     assert all(torch.equal(t, torch.zeros_like(t)) for t in found)
 
 
-@pytest.mark.parametrize("case", ["columns", "transposed", "expanded", "offset"])
+@pytest.mark.parametrize(
+    "case", slow_but(["columns", "transposed", "expanded", "offset"], "columns", "expanded")
+)
 def test_operands_that_are_not_contiguous(case: str) -> None:
     x = {
         "columns": draw((70, 11), 1)[:, 2:10],
@@ -72,7 +75,10 @@ def test_operands_that_are_not_contiguous(case: str) -> None:
     check(module, x.requires_grad_(), torch.float64)
 
 
-@pytest.mark.parametrize("wanted", ["x", "layer0", "layer1", "layer2", "x layer2", "layer0 layer1"])
+@pytest.mark.parametrize(
+    "wanted",
+    slow_but(["x", "layer0", "layer1", "layer2", "x layer2", "layer0 layer1"], "x", "x layer2"),
+)
 def test_only_the_gradients_that_are_asked_for(
     wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from comparison import accelerated, draw, poisoned_memory
 from host_kernels import HostCompiler
 from radial_parity import CASES, Net, compare_of_forces, of_forces
+from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda.radial_mlp_kernels import RadialMlpKernels
 
@@ -33,22 +34,24 @@ def asked_of_second(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, ...]]:
     return asked
 
 
-@pytest.mark.parametrize("case", OF_FORCES)
-@pytest.mark.parametrize("rows", [0, 1, 300])
+@pytest.mark.parametrize("case", slow_but(OF_FORCES, "MACE", "odd widths"))
+@pytest.mark.parametrize("rows", slow_but([0, 1, 300], 300))
 def test_second_derivatives(case: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asked_of_second(monkeypatch)
     compare_of_forces(case, torch.float64, rows)
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("case", ["MACE", "odd widths", "wider than a tile"])
+@pytest.mark.parametrize("case", slow_but(["MACE", "odd widths", "wider than a tile"], "MACE"))
 def test_second_derivatives_in_single_precision(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asked_of_second(monkeypatch)
     compare_of_forces(case, torch.float32, 300)
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("wanted", ["x", "g", "layer0", "layer1", "x layer2", "g layer0"])
+@pytest.mark.parametrize(
+    "wanted", slow_but(["x", "g", "layer0", "layer1", "x layer2", "g layer0"], "x", "g layer0")
+)
 def test_only_the_second_derivatives_that_are_asked_for(
     wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +62,9 @@ def test_only_the_second_derivatives_that_are_asked_for(
     assert of_g == ("g" in wanted or "layer3" in wanted)
 
 
-@pytest.mark.parametrize("act", [torch.nn.functional.silu, torch.tanh, torch.sigmoid])
+@pytest.mark.parametrize(
+    "act", slow_but([torch.nn.functional.silu, torch.tanh, torch.sigmoid], torch.nn.functional.silu)
+)
 def test_by_finite_differences(act: Any) -> None:
     """Forces of whatever the gradient by x alone is made of; curvatures of each activation."""
     module = Net((3, 5, 4, 6), act).build()
