@@ -241,7 +241,9 @@ PLANS = {
         architectures=WITH_TF32,
         takes_long=True,
     ),
-    "radial MLP, MACE": RecordedPlan(radial(8, 64, 64, 64, 1280), BOTH, architectures=WITH_TF32),
+    "radial MLP, MACE": RecordedPlan(
+        radial(8, 64, 64, 64, 1280), BOTH, architectures=WITH_TF32, takes_long=True
+    ),
     "radial MLP, odd widths": RecordedPlan(radial(5, 100, 33), architectures=WITH_TF32),
     "contraction, MACE": RecordedPlan(
         contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True, of_mace=True

@@ -89,6 +89,7 @@ def test_no_nodes() -> None:
     assert not any(bool(t.any()) for t in found)
 
 
+@pytest.mark.slow
 def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be too long a code loops over tables."""
     monkeypatch.setattr(contraction_kernels, "MOST_LINES", 0)
