@@ -10,7 +10,7 @@ same sums, as deterministic, without a sort of its own (`ops.gathers`):
 - a structure's cell for each edge, ``cell[batch[sender]]``: by the edge's sender, then by the structure;
 - an atom's energy by its head, ``energies[arange, heads]``: one number of each row.
 
-Strains are applied without cuBLAS, too (`graphs.small_products`).
+Strains are applied without cuBLAS, too (`ops.small_products`).
 
 Whoever makes MACE's forward eagerly pays for `QuickGathers` at each torch function that is called within it,
 2 microseconds, a thousand times in a forward. So there it is on while MACE prepares the graph, and no longer.
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from e3nn_accel.graphs.small_products import is_vectors_by_matrices, vectors_by_matrices
+from e3nn_accel.ops.small_products import is_vectors_by_matrices, vectors_by_matrices
 from e3nn_accel.groupings import neighbours_of
 from e3nn_accel.ops.gathers import Sums, grouped, in_two_steps, of_few_rows, one_of_each, taken
 

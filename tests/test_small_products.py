@@ -8,7 +8,7 @@ import torch
 from e3nn_accel import gathers
 from e3nn_accel.compat import copy_all
 from e3nn_accel.gathers import QuickGathers
-from e3nn_accel.graphs.small_products import EQUATION
+from e3nn_accel.ops.small_products import EQUATION
 
 pytestmark = pytest.mark.once
 
