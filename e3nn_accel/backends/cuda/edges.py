@@ -12,7 +12,7 @@ from e3nn_accel.groupings import Neighbours, find_neighbours
 THREADS, EACH = 256, 4
 SIGNATURES = {"edges_in_order": "PiiP"}
 MOST_EDGES, MOST_NODES = 6144, 8192
-"""The work grows with the square of the edges; beyond these torch's sorts take less."""
+"""The work grows with the square of the edges; where torch's sorts take less is an estimate."""
 
 
 class EdgeSort:
