@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from e3nn_accel.ops.small_products import is_vectors_by_matrices, vectors_by_matrices
 from e3nn_accel.groupings import neighbours_of
 from e3nn_accel.ops.gathers import Sums, grouped, in_two_steps, of_few_rows, one_of_each, taken
+from e3nn_accel.ops.small_products import is_vectors_by_matrices, vectors_by_matrices
 
 FEW_ROWS = 64
 """To choose from, at most; of each at least one use."""
