@@ -167,8 +167,7 @@ class Kernel:
                 self(grid, block, *arguments, shared=shared)
             return
         if shared > self._shared_limit:
-            self._driver.funcSetAttribute(self._function, _MAX_SHARED, shared)
-            self._shared_limit = shared
+            self._make_room(shared)
         values: list[Any] = list(arguments)
         if len(values) != len(self.parameters):
             raise ValueError(f"{len(values)} arguments for parameters {self.parameters!r}")
@@ -185,6 +184,15 @@ class Kernel:
             if not is_full(error):
                 raise
             with_memory(lambda: self._launch(*launch), self.index)
+
+
+    def _make_room(self, shared: int) -> None:
+        """Raise the limit of dynamic shared memory; never lower it, for plans of one program have one function."""
+        with _lock:
+            limit = self._driver.funcGetAttribute(_MAX_SHARED, self._function)
+            if shared > limit:
+                self._driver.funcSetAttribute(self._function, _MAX_SHARED, shared)
+        self._shared_limit = max(shared, limit)
 
 
 class _ArgumentBlock(threading.local):

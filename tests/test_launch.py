@@ -40,6 +40,7 @@ class Driver:
     def __init__(self) -> None:
         self.launches: list[tuple[Any, ...]] = []
         self.attributes: list[tuple[int, int, int]] = []
+        self.most_shared = 48 * 1024
         self.contexts = 0
         self.parameters = ""
         self.device = 0
@@ -47,6 +48,8 @@ class Driver:
     def launchKernel(self, function: int, *rest: int) -> None:
         *shape, stream, arguments, extra = rest
         assert extra == 0
+        if shape[-1] > self.most_shared:
+            raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         pointers = (ctypes.c_void_p * len(self.parameters)).from_address(arguments)
         values = [
             TYPES[letter].from_address(pointers[n] or 0).value
@@ -56,9 +59,11 @@ class Driver:
 
     def funcSetAttribute(self, function: int, attribute: int, value: int) -> None:
         self.attributes.append((function, attribute, value))
+        if attribute == launch._MAX_SHARED:
+            self.most_shared = value
 
     def funcGetAttribute(self, attribute: int, function: int) -> int:
-        return 32
+        return self.most_shared if attribute == launch._MAX_SHARED else 32
 
 
 @pytest.fixture
@@ -132,6 +137,15 @@ def test_shared_memory_is_allowed_once(driver: Driver) -> None:
     for shared in (0, 60_000, 50_000, 60_000, 70_000):
         reverse((1, 1, 1), (1, 1, 1), None, shared=shared)
     assert driver.attributes == [(1234, 8, 60_000), (1234, 8, 70_000)]
+
+
+@pytest.mark.parametrize("sizes", [(20, 16, 20), (60_000, 50_000, 60_000)])
+def test_plans_of_one_program_share_its_limit(driver: Driver, sizes: tuple[int, ...]) -> None:
+    """Models of more and of fewer species: the second's launch takes nothing from the first's."""
+    first, second = kernel(driver, "P"), kernel(driver, "P")
+    for one, shared in zip((first, second, first), sizes, strict=True):
+        one((1, 1, 1), (1, 1, 1), None, shared=shared)
+    assert [shape[-1] for _, shape, *_ in driver.launches] == list(sizes)
 
 
 def test_each_thread_has_its_arguments(driver: Driver) -> None:

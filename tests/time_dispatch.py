@@ -48,7 +48,9 @@ class NoProgram:
     def kernel(self, name: str, parameters: str) -> launch.Kernel:
         """Packs its arguments, and launches nothing."""
         driver = SimpleNamespace(
-            launchKernel=lambda *arguments: None, funcSetAttribute=lambda *arguments: None
+            launchKernel=lambda *arguments: None,
+            funcSetAttribute=lambda *arguments: None,
+            funcGetAttribute=lambda *arguments: 0,
         )
         return launch.Kernel(driver, SimpleNamespace(ptr=1), parameters, 0)
 
