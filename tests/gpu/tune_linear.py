@@ -3,6 +3,7 @@
 python tests/gpu/tune_linear.py "linear after conv" float32
 python tests/gpu/tune_linear.py "linear after conv" float32 72       of so many rows
 python tests/gpu/tune_linear.py "linear after conv" float32 0 tf32   of all, in that precision
+python tests/gpu/tune_linear.py chosen float32                       every case, in the layout that is chosen
 
 What `MatrixPaths.layout` says of an H100 was found by this. Times are the device's own, of calls replayed by a
 CUDA graph; errors are relative, against the first layout's result.
@@ -85,14 +86,41 @@ def replayed(run: Callable[[], object], calls: int = 10) -> float:
     return milliseconds(graph.replay) / calls
 
 
+def time_kinds(
+    case: Case, dtype: torch.dtype, precision: Precision, exact: dict[str, Any], label: object
+) -> None:
+    """Print a line for each kernel, with its difference from the first result of its kind."""
+    torch.manual_seed(1)
+    call = call_of(case, dtype, precision)
+    paths = call.kernels.paths
+    draw = lambda *shape: torch.randn(shape, device="cuda", dtype=dtype)  # noqa: E731
+    x, g = draw(case.rows, paths.in_row), draw(case.rows, paths.out_row)
+    w = draw(paths.weights)
+    operands = {"forward": (x, w), "to_input": (g, w), "to_weight": (x, g)}
+    for kind in KINDS:
+        try:
+            out = getattr(call, kind)(*operands[kind]).double()
+            time = replayed(lambda: getattr(call, kind)(*operands[kind]))  # noqa: B023
+        except Exception as error:  # too much shared memory
+            print(f"{kind:10s} {label}: {str(error)[:80]}")
+            continue
+        error = float((out - exact.setdefault(kind, out)).norm() / out.norm())
+        print(f"{kind:10s} {label}: {time:.4f} ms, differs by {error:.0e}")
+
+
 def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "float32") -> None:
     """Print a line for each kernel and layout."""
-    case, dtype = CASES[name], getattr(torch, dtype_name)
+    dtype = getattr(torch, dtype_name)
+    torch.manual_seed(0)
+    print(torch.cuda.get_device_name(), name, dtype_name, precision)
+    if name == "chosen":
+        for each, case in CASES.items():
+            time_kinds(case, dtype, precision, {}, each)
+        return
+    case = CASES[name]
     if int(rows or 0):
         case = case._replace(rows=int(rows))
-    torch.manual_seed(0)
     exact: dict[str, Any] = {}
-    print(torch.cuda.get_device_name(), name, dtype_name, precision)
     for layout in LAYOUTS:
 
         def this(
@@ -105,22 +133,7 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
             return one._replace(rows=TILE) if of_weights else one
 
         with mock.patch.object(MatrixPaths, "layout", this):
-            torch.manual_seed(1)
-            call = call_of(case, dtype, precision)
-            paths = call.kernels.paths
-            draw = lambda *shape: torch.randn(shape, device="cuda", dtype=dtype)  # noqa: E731
-            x, g = draw(case.rows, paths.in_row), draw(case.rows, paths.out_row)
-            w = draw(paths.weights)
-            operands = {"forward": (x, w), "to_input": (g, w), "to_weight": (x, g)}
-            for kind in KINDS:
-                try:
-                    out = getattr(call, kind)(*operands[kind]).double()
-                    time = replayed(lambda: getattr(call, kind)(*operands[kind]))  # noqa: B023
-                except Exception as error:  # too much shared memory
-                    print(f"{kind:10s} {layout}: {str(error)[:80]}")
-                    continue
-                error = float((out - exact.setdefault(kind, out)).norm() / out.norm())
-                print(f"{kind:10s} {layout}: {time:.4f} ms, differs by {error:.0e}")
+            time_kinds(case, dtype, precision, exact, layout)
 
 
 if __name__ == "__main__":
