@@ -4,7 +4,7 @@
 # make test-versions   every e3nn with the oldest and the newest torch (needs nox)
 # make lint   ruff and mypy
 # make test-gpu   the tests of the kernels, on an NVIDIA GPU
-# make sanitize   some of them under compute-sanitizer (from the CUDA toolkit)
+# make sanitize   every kernel under compute-sanitizer (from the CUDA toolkit)
 # make suites  the tests of e3nn 0.4 and 0.6 and of MACE, with stock e3nn and with us: no outcome may differ (an hour or more)
 # make clean  remove the environments
 #
@@ -23,8 +23,8 @@ WORKERS     ?= 2
 PYTEST_ARGS ?=
 SUITES      ?= .suites
 SUITES_ARGS ?=
-# a kernel of each kind, in operands of few rows: the sanitizer takes seconds for each launch
-SANITIZED   ?= (values and float32) or (shapes and several and float32) or (modes and float32)
+SANITIZE    ?= compute-sanitizer --kernel-name-exclude kns=native --error-exitcode 9
+SANITIZED   ?= tests/gpu/every_kernel.py
 
 # On Linux, PyPI's torch brings gigabytes of CUDA libraries. Without an NVIDIA GPU, take a CPU build:
 #   make demo TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
@@ -62,9 +62,10 @@ test-versions:
 test-gpu: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -q -m gpu $(PYTEST_ARGS) tests/gpu
 
+# torch's own kernels are left out
 sanitize: $(VENV)/installed
-	for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 9 \
-	$(VENV)/bin/python -m pytest -q -m gpu -k "$(SANITIZED)" $(PYTEST_ARGS) tests/gpu || exit; done
+	$(SANITIZE) --tool memcheck $(VENV)/bin/python $(SANITIZED)
+	$(SANITIZE) --tool racecheck $(VENV)/bin/python $(SANITIZED) --every-thread-arrives
 
 # MACE's tests are in its source distribution, e3nn's only in its repository
 suites: $(VENV)/installed $(VENV_E3NN06)/installed $(SUITES)/e3nn $(SUITES)/e3nn06 $(SUITES)/mace

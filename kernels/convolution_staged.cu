@@ -17,6 +17,11 @@
 #include "convolution.cuh"
 #include "pipeline.cuh"
 
+// compute-sanitizer's racecheck doesn't see that a warp's reads come before its first lane's arrival, and is shown all lanes'.
+#ifndef EVERY_THREAD_ARRIVES
+#define EVERY_THREAD_ARRIVES 0
+#endif
+
 #if DOUBLE  // which gives every gradient
 #define WANT_X 1
 #define WANT_Y 1
@@ -104,7 +109,7 @@ __device__ __forceinline__ void ask_for(Ring& ring, int slot, const Rows& rows, 
 // Barriers, the first ids, and the first rows on their way.
 __device__ __forceinline__ void start(Stage& s, const Rows& rows, const int* order, const int* senders, int begin, int end) {
     if (threadIdx.x == 0)
-        for (int i = 0; i < SLOTS; i++) barrier_init(s.ring.full[i], 1), barrier_init(s.ring.done[i], WARPS);
+        for (int i = 0; i < SLOTS; i++) barrier_init(s.ring.full[i], 1), barrier_init(s.ring.done[i], EVERY_THREAD_ARRIVES ? THREADS : WARPS);
     load_ids(s.ids, order, senders, begin, end, 0);
     fence_for_copies();
     __syncthreads();
@@ -161,6 +166,12 @@ __device__ __forceinline__ void write_features(real* row, const real (&x)[X_COMP
         if (ACTIVE(IN_ROW[i].mul)) row[IN_ROW[i].offset + u * IN_ROW[i].stride] = x[i];
 }
 
+// One arrival a warp, when all its lanes have read the slot.
+__device__ __forceinline__ void done_with(Ring& ring, int slot) {
+    __syncwarp();
+    if (EVERY_THREAD_ARRIVES || threadIdx.x % 32 == 0) arrive(ring.done[slot]);
+}
+
 // The ring is free at the end: the node's outputs leave through it as one row, where they fit.
 __device__ __forceinline__ void write_outputs(Stage& s, real* out, const real (&sums)[OUT_COMPONENTS], int node, int u) {
 #if OUTPUTS_STAGED
@@ -209,8 +220,7 @@ convolution_forward(const real* __restrict__ x, const real* __restrict__ y, cons
                 UNROLL for (int i = 0; i < TERM[p].d1; i++) t[i] = w[p] * xs[TERM[p].x + i];
                 accumulate(p, t, s.m[e], sums);
             }
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) arrive(s.ring.done[turn.slot]);
+            done_with(s.ring, turn.slot);
             if (n > 0) {
                 if (threadIdx.x == 0 && begin + n - 1 + SLOTS < end) {
                     wait(s.ring.done[before.slot], before.parity);
@@ -269,8 +279,7 @@ __device__ __forceinline__ void leave_last(Leaving& leaving, Stage& s, real* dx,
 
 __device__ __forceinline__ void finish_edge(Stage& s, int slot) {
     fence_for_copies();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) arrive(s.ring.done[slot]);
+    done_with(s.ring, slot);
 }
 
 __device__ __forceinline__ void store_second(const Stage& s, real* dy, int batch, int edges) {
