@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     products = parser.add_argument_group("products of known models")
     products.add_argument("--peers", action="store_true", help="and installed peers beside them")
-    products.add_argument("--only", metavar="NAME", help="those whose name has this in it")
+    products.add_argument(
+        "--only", nargs="+", metavar="NAME", help="those whose name has one of these in it"
+    )
     products.add_argument(
         "--edges", type=positive, default=150_000, metavar="N", help="of the largest graph"
     )

@@ -16,7 +16,7 @@ from e3nn_accel.cli.machine import this_machine
 from e3nn_accel.cli.node_operations import NODE_OPERATIONS, NodeOperation, NodeWork, node_work
 from e3nn_accel.cli.peers import NODE_PEERS, PEERS
 from e3nn_accel.cli.plot import bars
-from e3nn_accel.cli.product_timing import MODES, Result, Timing, modes_of, time_ways
+from e3nn_accel.cli.product_timing import MODES, Result, Timing, modes_of, squares_of, time_ways
 from e3nn_accel.cli.products import PRODUCTS, Product, Work, work
 from e3nn_accel.cli.tables import Table, progress, show, show_json
 from e3nn_accel.cli.timing import Spread, milliseconds
@@ -29,10 +29,10 @@ DTYPES = ("float32", "float64")
 def run(args: argparse.Namespace) -> int:
     """Time, and show."""
     every = (*PRODUCTS, *NODE_OPERATIONS)
-    chosen = [p for p in every if args.only is None or args.only in p.name]
+    chosen = [p for p in every if not args.only or any(part in p.name for part in args.only)]
     if not chosen:
         names = ", ".join(repr(p.name) for p in every)
-        raise CommandError(f"--only {args.only!r} matches none of {names}")
+        raise CommandError(f"--only {' '.join(args.only)!r} matches none of {names}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[tuple[str, str], Result] = {}
     was_enabled = switch.is_enabled()
@@ -98,6 +98,8 @@ def _result(
         ways = {name: modes[mode] for name, modes in runs.items()}
         for name, timing in time_ways(ways, args.rounds).items():
             result.timings.setdefault(name, {})[mode] = timing
+    squares = squares_of(here.tensors)
+    result.squares = time_ways({"squares": squares}, args.rounds)["squares"]
     if isinstance(here, Work) and here.edge_index is not None:
         result.grouping = _grouping_time(here, args.rounds)
     return result
@@ -118,6 +120,10 @@ def _grouping_time(here: Work, rounds: int) -> Spread:
 def _show(title: str, result: Result) -> None:
     rows = [(way, *map(_cell, modes.values())) for way, modes in result.timings.items()]
     show("", Table(("", *MODES), rows, title))
+    if result.squares is not None:
+        show(
+            f'in "and double" squares of gradients and theirs, by torch: {_cell(result.squares)} ms'
+        )
     if result.grouping is not None:
         show(f"grouping the edges, once a graph: {milliseconds(result.grouping)} ms")
     for way, reason in result.refused.items():

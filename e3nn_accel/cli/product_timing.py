@@ -7,7 +7,7 @@ host that the device waits for counts; ``busy`` is the device's time alone, by t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,10 @@ from e3nn_accel.cli.timing import Spread
 
 Call = Callable[..., torch.Tensor]
 MODES = ("forward", "forward+backward", "and double")
-WARM_UP = 3
+WARM_UP, CALLS = 3, 3
+"""How often each way is called before it is timed, and a turn."""
+LONG = 0.05
+"""Seconds of a call beyond which once is enough: launches are no part of such a time."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,17 @@ class Timing:
 
 @dataclass
 class Result:
-    """One product in one dtype: timings by way and mode, and why a way has none."""
+    """One product in one dtype: timings by way and mode, and why a way has none.
+
+    Attributes:
+        grouping: Of a convolution's edges, which all layers of a call share.
+        squares: The part of "and double" that is no way's own: torch squares gradients and differentiates that.
+    """
 
     timings: dict[str, dict[str, Timing]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     grouping: Spread | None = None
+    squares: Timing | None = None
 
 
 def modes_of(call: Call, tensors: tuple[torch.Tensor, ...]) -> dict[str, Callable[[], object]]:
@@ -57,21 +66,35 @@ def modes_of(call: Call, tensors: tuple[torch.Tensor, ...]) -> dict[str, Callabl
 
     def double() -> object:
         first = torch.autograd.grad(call(*leaves), leaves, wanted, create_graph=True)
-        squares = torch.stack([(g * g).sum() for g in first]).sum()
-        return torch.autograd.grad(squares, [*leaves, wanted], allow_unused=True)
+        return torch.autograd.grad(_squares(first), [*leaves, wanted], allow_unused=True)
 
     return dict(zip(MODES, (forward, backward, double), strict=True))
 
 
+def squares_of(tensors: tuple[torch.Tensor, ...]) -> Callable[[], object]:
+    """What "and double" does with gradients of these shapes, by itself."""
+    first = [torch.randn_like(t).requires_grad_() for t in tensors]
+    return lambda: torch.autograd.grad(_squares(first), first)
+
+
+def _squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([(g * g).sum() for g in gradients]).sum()
+
+
 def time_ways(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
     """Time callables in turns, A B B A A B ..., a few calls a turn."""
-    for run in ways.values():
-        for _ in range(WARM_UP):
-            run()
+    calls = {name: CALLS for name in ways}
+    for name, run in ways.items():
+        run()  # which may compile
+        if _seconds(run) > LONG:
+            calls[name] = 1
+        else:
+            for _ in range(WARM_UP - 2):
+                run()
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for n in range(rounds):
         for name in list(ways) if n % 2 == 0 else reversed(list(ways)):
-            samples[name] += [_seconds(ways[name]) for _ in range(3)]
+            samples[name] += [_seconds(ways[name]) for _ in range(calls[name])]
     return {name: Timing(Spread.of(samples[name]), _busy(run)) for name, run in ways.items()}
 
 
