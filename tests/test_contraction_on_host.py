@@ -37,13 +37,13 @@ CASES = {
 LARGE = Contraction("0e+1o+2e+3o", "0e+1o+2e", 3, channels=2)
 
 
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("case", slow_but(CASES, "correlation 1", "correlation 3", "both parities"))
 def test_values_and_derivatives(case: str) -> None:
     """Within rounding of stock MACE."""
     check(CASES[case], 7, torch.float64)
 
 
-@pytest.mark.parametrize("case", ["correlation 2, l=3", "correlation 3"])
+@pytest.mark.parametrize("case", slow_but(["correlation 2, l=3", "correlation 3"], "correlation 3"))
 def test_single_precision(case: str) -> None:
     check(CASES[case], 7, torch.float32)
 
@@ -63,7 +63,7 @@ def test_mace(dtype: torch.dtype) -> None:
     check(LARGE, 7, dtype)
 
 
-@pytest.mark.parametrize("attrs", ATTRS)
+@pytest.mark.parametrize("attrs", slow_but(ATTRS, "sorted", "random", "one row mixed"))
 @pytest.mark.parametrize("gradient", [False, True], ids=["constant", "wants gradient"])
 def test_node_attrs(attrs: str, gradient: bool) -> None:
     """One-hot or not; blocks find the weights on the device."""

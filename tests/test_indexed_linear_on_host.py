@@ -12,6 +12,7 @@ from host_kernels import HostCompiler
 from host_launch import HostError
 from indexed_parity import SHAPES, check, compare
 from mace_parts import ATTRS, node_attrs, one_hot
+from slow_cases import slow_but
 from test_kernel_races import BARRIER, without
 
 import e3nn_accel
@@ -31,13 +32,13 @@ SPECIES = 4
 SMALL = ("3x0e+2x1o+2x0e", f"{SPECIES}x0e", "2x1o+3x0e")
 
 
-@pytest.mark.parametrize("attrs", ATTRS)
+@pytest.mark.parametrize("attrs", slow_but(ATTRS, "random", "one row mixed"))
 def test_attrs(attrs: str) -> None:
     """Sorted or not, absent species, scaled rows, rows that aren't one-hot, rows of zeros."""
     check(SMALL, node_attrs(attrs, 9, SPECIES))
 
 
-@pytest.mark.parametrize("attrs", ["all species", "random", "zero rows"])
+@pytest.mark.parametrize("attrs", slow_but(["all species", "random", "zero rows"], "all species"))
 def test_single_precision(attrs: str) -> None:
     check(SMALL, node_attrs(attrs, 9, SPECIES), torch.float32)
 
@@ -64,7 +65,12 @@ def test_slices_of_rows(rows: int) -> None:
 
 @pytest.mark.parametrize(
     ("channels", "dtype"),
-    [(1, torch.float64), (5, torch.float32), (33, torch.float64), (128, torch.float32)],
+    [
+        pytest.param(1, torch.float64, marks=pytest.mark.slow),
+        (5, torch.float32),
+        (33, torch.float64),
+        pytest.param(128, torch.float32, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_channels(channels: int, dtype: torch.dtype) -> None:
@@ -73,8 +79,9 @@ def test_channels(channels: int, dtype: torch.dtype) -> None:
     check((irreps, "3x0e", irreps), node_attrs("one row mixed", 7, 3), dtype)
 
 
-@pytest.mark.parametrize("irreps", SHAPES.values(), ids=SHAPES)
-def test_shapes(irreps: tuple[str, str, str]) -> None:
+@pytest.mark.parametrize("case", slow_but(SHAPES, "many species", "several paths", "no channels"))
+def test_shapes(case: str) -> None:
+    irreps = SHAPES[case]
     species = o3.Irreps(irreps[1]).dim
     check(irreps, node_attrs("one row mixed", 12, species))
 
@@ -150,7 +157,7 @@ def test_attrs_changed_in_place() -> None:
         torch.testing.assert_close(module(x, y), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", slow_but([torch.float32, torch.float64], torch.float32), ids=str)
 def test_few_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut finely, they give the same to the bit."""
     module = o3.FullyConnectedTensorProduct("33x0e+5x1o+3x3o", "3x0e", "5x0e+33x1o+2x3o").to(dtype)

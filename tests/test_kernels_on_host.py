@@ -7,6 +7,7 @@ import torch
 from comparison import accelerated, draw, poisoned_memory, usage
 from convolution_parity import check, every_path, fused, hub, operands_of, shared_outputs, unfused
 from graphs import GRAPHS
+from slow_cases import slow_but
 
 import e3nn_accel
 from e3nn_accel.backends.cuda import convolution_kernels
@@ -28,7 +29,7 @@ CASES = {
 SMALL = ("5x0e+3x1o", "0e+1o", "0e+1o")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", slow_but([torch.float32, torch.float64], torch.float64), ids=str)
 @pytest.mark.parametrize("case", list(CASES))
 def test_values_and_derivatives(case: str, dtype: torch.dtype) -> None:
     """First and second derivatives, by every operand."""

@@ -28,7 +28,7 @@ def test_values_and_derivatives(case: str) -> None:
     check(module, draw((70, module.irreps_in.dim), 3).requires_grad_(), torch.float64)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", slow_but([torch.float32, torch.float64], torch.float32), ids=str)
 def test_few_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut finely, for a device of many multiprocessors."""
     monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 1 << 20)
@@ -66,7 +66,7 @@ def test_weights_from_outside_and_columns_of_wider_rows() -> None:
 
 
 @pytest.mark.parametrize("leading", [(0,), (7,), (2, 3), ()])
-@pytest.mark.parametrize("columns", [(2, 3), (3, 1), (1, 2)])
+@pytest.mark.parametrize("columns", slow_but([(2, 3), (3, 1), (1, 2)], (2, 3)))
 def test_feature_columns(columns: tuple[int, int], leading: tuple[int, ...]) -> None:
     f_in, f_out = columns
     module = built(

@@ -10,6 +10,7 @@ import torch
 from comparison import accelerated, draw, usage
 from linear_parity import built
 from precision_parity import ERRORS, IRREPS, errors, linear, skip
+from slow_cases import slow_but
 
 import e3nn_accel
 from e3nn_accel import selfcheck
@@ -22,7 +23,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("precision", ERRORS)
-@pytest.mark.parametrize("make", [linear, skip])
+@pytest.mark.parametrize("make", slow_but([linear, skip], linear))
 def test_errors_are_those_of_the_format(make: Any, precision: Precision) -> None:
     module, inputs = make()
     least, most = ERRORS[precision]

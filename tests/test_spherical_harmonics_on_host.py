@@ -13,6 +13,7 @@ from e3nn import o3
 from harmonics_parity import CASES, built, check, slices_of, vectors
 from host_kernels import HostCompiler
 from host_launch import HostError
+from slow_cases import slow_but
 
 import e3nn_accel
 from e3nn_accel.compile import KernelProgram
@@ -23,7 +24,9 @@ BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
 @BOTH
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", slow_but(CASES, "MACE", "polynomials", "one degree", "odd order, repeated")
+)
 def test_values_and_derivatives(case: str, dtype: torch.dtype) -> None:
     check(built(case), vectors(70), dtype)
 

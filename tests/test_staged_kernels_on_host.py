@@ -7,6 +7,7 @@ import torch
 from comparison import accelerated, derivatives
 from convolution_parity import check, every_path, fused, hub, operands_of
 from graphs import random_edges
+from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import convolution_kernels
 from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution, Variant
@@ -48,7 +49,7 @@ def kinds(seen: list[Variant]) -> set[tuple[str, bool]]:
     return {(v.kind, v.staged) for v in seen}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", slow_but([torch.float32, torch.float64], torch.float32), ids=str)
 @pytest.mark.parametrize("case", list(CASES))
 def test_values_and_derivatives(case: str, dtype: torch.dtype, hopper: list[Variant]) -> None:
     """First and second derivatives, by every operand, with more edges of a node than a batch holds."""
@@ -97,7 +98,7 @@ def test_operands_that_are_not_aligned(hopper: list[Variant]) -> None:
     assert kinds(hopper) == {("forward", False), ("backward", False), ("double", False)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", slow_but([torch.float32, torch.float64], torch.float64), ids=str)
 def test_float_atomics_are_an_option(dtype: torch.dtype, hopper: list[Variant]) -> None:
     """Asked for, the features' gradient is added up by them, but not against torch's own switch."""
     module, ends = every_path("36x0e+36x1o", "0e+1o", "0e+1o").to(dtype), hub()

@@ -7,6 +7,7 @@ import torch
 from comparison import accelerated, draw, usage
 from e3nn import o3
 from product_parity import Product, check, every_mode
+from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import tensor_product
 from e3nn_accel.config import Config
@@ -78,18 +79,29 @@ SINGLE = (
 """What is tried in single precision, too."""
 
 
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(
+    "case",
+    slow_but(
+        CASES,
+        "pairs as they are, shared weights",
+        "mixed by shared weights",
+        "everything, weights of rows",
+        "33 channels",
+        "channels, pairs and mixing",
+        "wide mixing",
+    ),
+)
 def test_values_and_derivatives(case: str) -> None:
     """Within rounding of stock e3nn, each path's part by itself."""
     check(CASES[case], 7, torch.float64)
 
 
-@pytest.mark.parametrize("case", SINGLE)
+@pytest.mark.parametrize("case", slow_but(SINGLE, "mixed by shared weights", "33 channels"))
 def test_single_precision(case: str) -> None:
     check(CASES[case], 7, torch.float32)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 17])
+@pytest.mark.parametrize("rows", slow_but([0, 1, 17], 0))
 @pytest.mark.parametrize("case", ["33 channels", "wide mixing", "everything, shared weights"])
 def test_odd_numbers_of_rows(case: str, rows: int) -> None:
     """None, and a batch and a bit."""
