@@ -185,7 +185,6 @@ class Kernel:
                 raise
             with_memory(lambda: self._launch(*launch), self.index)
 
-
     def _make_room(self, shared: int) -> None:
         """Raise the limit of dynamic shared memory; never lower it, for plans of one program have one function."""
         with _lock:
