@@ -7,8 +7,9 @@
 // which large contributions cancel, was wrong by three times what float32 explains, gradients of weights by ten times.
 // So chains are short and are added up by the caller, and after a large product the last bit of the sum is set (von Neumann's
 // rounding): cut off was between nothing and one of it, set it is wrong by up to one either way and by none on average,
-// whatever the numbers are. An H100 cuts off less, for terms of either sign that cancel: 5.3e-8 of sums of random numbers, where
-// these bits are 6.5e-8 (`shrinkage` in tests/linear_parity.py). Hence in every second column the last step's alone is set.
+// whatever the numbers are. An H100 cuts off a little less: 5.3e-8 of sums of random numbers, where these bits are 6.5e-8
+// (`shrinkage` in tests/linear_parity.py), and as much less in trained models. Hence in every second column the last step's alone
+// is set, which leaves 2e-9.
 // Left tiles without any low part, as of one-hot scalars, have sums that fit and are left alone.
 // float64 needs neither. RoundedToTf32 and RoundedToBf16 take one product of numbers of 11 and of 8 bits, the nearest ones;
 // their sums are float32's.
