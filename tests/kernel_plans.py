@@ -244,7 +244,9 @@ PLANS = {
     "radial MLP, MACE": RecordedPlan(
         radial(8, 64, 64, 64, 1280), BOTH, architectures=WITH_TF32, takes_long=True
     ),
-    "radial MLP, odd widths": RecordedPlan(radial(5, 100, 33), architectures=WITH_TF32),
+    "radial MLP, odd widths": RecordedPlan(
+        radial(5, 100, 33), architectures=WITH_TF32, takes_long=True
+    ),
     "contraction, MACE": RecordedPlan(
         contraction("0e+1o"), BOTH, architectures=BEFORE_BLACKWELL, takes_long=True, of_mace=True
     ),
@@ -255,7 +257,9 @@ PLANS = {
         contraction("0e+1o+2e"), architectures=(90,), takes_long=True, of_mace=True
     ),
     "spherical harmonics, MACE": RecordedPlan(spherical_harmonics(3), BOTH),
-    "spherical harmonics up to 11": RecordedPlan(spherical_harmonics(11), BOTH, (90,)),
+    "spherical harmonics up to 11": RecordedPlan(
+        spherical_harmonics(11), BOTH, (90,), takes_long=True
+    ),
     "radial embedding": RecordedPlan(_radial_embedding, BOTH),
     "reshape of irreps": RecordedPlan(_reshape, BOTH),
     "edges of small graphs": RecordedPlan(_edges, (torch.float32,)),

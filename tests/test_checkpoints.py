@@ -57,7 +57,10 @@ def assert_equal_to_stock(parity):
         assert not dtype.fallbacks
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param("float64", marks=pytest.mark.slow), "float32"],  # which others have, too
+)
 @pytest.mark.parametrize("name", CASES)
 def test_energies_forces_and_stress_are_those_of_stock(name, dtype):
     from e3nn_accel.parity import compare

@@ -13,7 +13,10 @@ import e3nn_accel
 from e3nn_accel.backends.cuda import convolution_kernels
 from e3nn_accel.backends.cuda.convolution_schedule import Schedule, shares
 
-pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host"),
+]
 
 SH = "0e+1o+2e+3o"
 TARGET = "0e+0o+1e+1o+2e+2o"
