@@ -28,8 +28,10 @@ def test_a_step_of_a_model(capfd: pytest.CaptureFixture[str]) -> None:
 
     capfd.readouterr()
     before = dict(vars(calculators.MACECalculator)), dict(vars(ScaleShiftMACE))
-    steps = _steps(capfd)
+    code = main(["bench", str(MODEL), "--atoms", "8", "--profile", "--rounds", "2", "--json"])
+    assert code == 0
     assert (dict(vars(calculators.MACECalculator)), dict(vars(ScaleShiftMACE))) == before
+    steps = json.loads(capfd.readouterr().out)["steps"]
     assert [s["way"] for s in steps] == ["e3nn", "eager"]
     for step in steps:
         assert list(step["parts"]) == list(PARTS)
@@ -42,20 +44,8 @@ def test_a_step_of_a_model(capfd: pytest.CaptureFixture[str]) -> None:
         assert step["profile"]["launches"] == step["profile"]["busy"] == 0
     stock, ours = (step["parts"]["neighbour list"] for step in steps)
     assert stock > 0 == ours
-    # whatever else the machine does meanwhile
-    assert _our_batch_is_faster(steps) or any(_our_batch_is_faster(_steps(capfd)) for _ in "12")
-
-
-def _our_batch_is_faster(steps: Any) -> bool:
-    """No batch of MACE's is made for it."""
     stock, ours = (step["parts"]["batch"] for step in steps)
-    return bool(ours < stock)
-
-
-def _steps(capfd: pytest.CaptureFixture[str]) -> Any:
-    """Each way's, of a small structure."""
-    assert main(["bench", str(MODEL), "--atoms", "8", "--profile", "--rounds", "2", "--json"]) == 0
-    return json.loads(capfd.readouterr().out)["steps"]
+    assert ours < stock  # no batch of MACE's is made for it
 
 
 @pytest.mark.mace
