@@ -10,7 +10,7 @@ import torch
 from e3nn import o3
 
 import e3nn_accel
-from e3nn_accel.cli import main
+from e3nn_accel.cli import main, product_timing
 from e3nn_accel.cli.node_operations import NODE_OPERATIONS, NodeOperation, node_work
 from e3nn_accel.cli.peers import PEERS
 from e3nn_accel.cli.product_timing import MODES
@@ -95,3 +95,14 @@ def test_arguments_that_make_no_sense(
 ) -> None:
     assert main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_long_calls(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a turn, but never so few that there are no quartiles."""
+    monkeypatch.setattr(product_timing, "LONG", 0.0)
+    calls: list[int] = []
+    found = product_timing.time_ways({"one": lambda: calls.append(1)}, rounds)["one"]
+    assert found.seconds.low <= found.seconds.median <= found.seconds.high
+    timed = rounds if rounds > 1 else product_timing.CALLS
+    assert len(calls) <= timed + product_timing.WARM_UP
