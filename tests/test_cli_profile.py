@@ -28,7 +28,7 @@ def test_a_step_of_a_model(capfd: pytest.CaptureFixture[str]) -> None:
 
     capfd.readouterr()
     before = dict(vars(calculators.MACECalculator)), dict(vars(ScaleShiftMACE))
-    code = main(["bench", str(MODEL), "--atoms", "8", "--profile", "--rounds", "2", "--json"])
+    code = main(["bench", str(MODEL), "--atoms", "8", "--profile", "--rounds", "5", "--json"])
     assert code == 0
     assert (dict(vars(calculators.MACECalculator)), dict(vars(ScaleShiftMACE))) == before
     steps = json.loads(capfd.readouterr().out)["steps"]
