@@ -164,7 +164,7 @@ def check_elements(model: torch.nn.Module, structures: Sequence[Any]) -> None:
 
 
 def batch_of(model: Any, atoms: Any, dtype: torch.dtype = torch.float64) -> Batch:
-    """The input of a MACE model for one structure; numbers are rounded once, at the very end.
+    """The input of a MACE model for a structure, or a list of them; rounded once, at the very end.
 
     Models from before MACE had heads get its default one; of several heads the one called default
     is taken, else the last, as MACE does.
@@ -175,15 +175,17 @@ def batch_of(model: Any, atoms: Any, dtype: torch.dtype = torch.float64) -> Batc
     heads = list(getattr(model, "heads", None) or ["Default"])
     head = next((head for head in heads if head.lower() == "default"), heads[-1])
     with default_dtype(torch.float64):
-        config = data.config_from_atoms(atoms, head_name=head)
-        graph = data.AtomicData.from_config(
-            config,
-            z_table=tools.AtomicNumberTable(elements_of(model)),
-            cutoff=float(model.r_max),
-            heads=heads,
-        )
-        graphs: Any = torch_geometric.Batch
-        batch = graphs.from_data_list([graph]).to_dict()
+        graphs = [
+            data.AtomicData.from_config(
+                data.config_from_atoms(structure, head_name=head),
+                z_table=tools.AtomicNumberTable(elements_of(model)),
+                cutoff=float(model.r_max),
+                heads=heads,
+            )
+            for structure in (atoms if isinstance(atoms, list) else [atoms])
+        ]
+        batches: Any = torch_geometric.Batch
+        batch = batches.from_data_list(graphs).to_dict()
     return cast(batch, dtype)
 
 

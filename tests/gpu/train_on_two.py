@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 reads a pickle
@@ -29,36 +30,32 @@ TOLERANCE = 1e-8
 """Of losses, relative, in float64 over these steps."""
 
 
-def batches(model: Any, device: torch.device) -> list[dict[str, Any]]:
-    """A structure each, and forces that no model has."""
+def batch_for(model: Any, device: torch.device, numbers: Sequence[int]) -> dict[str, Any]:
+    """These of the structures in one batch, and forces that no model has.
+
+    One, since DistributedDataParallel writes the buffers anew at each call of the model: a second call
+    before the backward pass would spoil the first's, of stock MACE, too.
+    """
     found = []
-    for number in range(STRUCTURES):
+    for number in numbers:
         atoms = silicon(ATOMS)
         atoms.rattle(0.1, seed=number)
-        batch = structures.cast(
-            structures.batch_of(model, atoms, torch.float64), torch.float64, device
-        )
-        wanted = torch.randn(batch["positions"].shape, dtype=torch.float64, device="cpu")
-        found.append({**batch, "wanted": wanted.to(device)})
-    return found
-
-
-def loss_of(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """Of energy and forces, differentiable: parameters' gradients are second derivatives."""
-    out = model(dict(batch), training=True, compute_force=True)
-    loss: torch.Tensor = (
-        out["energy"].square().sum() + (out["forces"] - batch["wanted"]).square().sum()
-    )
-    return loss
+        found.append(atoms)
+    batch = structures.cast(structures.batch_of(model, found, torch.float64), torch.float64, device)
+    seeds = [torch.Generator().manual_seed(number) for number in numbers]
+    wanted = [torch.randn(ATOMS, 3, dtype=torch.float64, generator=seed) for seed in seeds]
+    return {**batch, "wanted": torch.cat(wanted).to(device)}
 
 
 def step(
-    model: Any, optimizer: torch.optim.Optimizer, own: list[dict[str, Any]], scale: float
+    model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Any], scale: float
 ) -> float:
-    """One step; the part of the loss that ``own`` contributes."""
+    """One step, of energies and forces: parameters' gradients are second derivatives."""
     optimizer.zero_grad()
-    loss = scale * torch.stack([loss_of(model, batch) for batch in own]).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    out = model(dict(batch), training=True, compute_force=True)
+    errors = out["energy"].square().sum() + (out["forces"] - batch["wanted"]).square().sum()
+    loss = scale * errors
+    loss.backward()
     optimizer.step()
     return float(loss.detach())
 
@@ -74,16 +71,18 @@ def main(device_type: str = "cuda") -> None:
     torch.set_default_dtype(torch.float64)
     alone = build("mp0-medium" if device_type == "cuda" else "tiny").double().to(device)
     ours = copy.deepcopy(alone)
-    every = batches(alone, device)
+    everything = range(STRUCTURES)
+    whole = batch_for(alone, device, everything)
+    share = batch_for(alone, device, everything[rank::world])
     optimizers = [torch.optim.Adam(m.parameters(), lr=1e-3) for m in (alone, ours)]
-    stock = [step(alone, optimizers[0], every, 1 / STRUCTURES) for _ in range(STEPS)]
+    stock = [step(alone, optimizers[0], whole, 1 / STRUCTURES) for _ in range(STEPS)]
     with e3nn_accel.enabled(strict=True):
         parallel = DistributedDataParallel(
             ours, [rank] if device_type == "cuda" else None, find_unused_parameters=True
         )
         for number in range(STEPS):
             # gradients are averaged over processes, so each has its share of the sum times their number
-            part = step(parallel, optimizers[1], every[rank::world], world / STRUCTURES)
+            part = step(parallel, optimizers[1], share, world / STRUCTURES)
             total = torch.tensor(part / world, dtype=torch.float64, device=device)
             dist.all_reduce(total)
             error = abs(float(total) - stock[number]) / abs(stock[number])
