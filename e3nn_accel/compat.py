@@ -253,6 +253,15 @@ def wigner_3j(l1: int, l2: int, l3: int) -> torch.Tensor:
 _captured_leaves: OfTensors[bool] = OfTensors()
 
 
+def double_of(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    """Another parameter of the same class on the same memory, with a place of its own in autograd's graphs."""
+    found: torch.nn.Parameter = torch.Tensor._make_subclass(
+        type(parameter), parameter.detach(), parameter.requires_grad
+    )
+    found.__dict__.update(parameter.__dict__)
+    return found
+
+
 def gradients_wanted(ctx: Any, inputs: int) -> tuple[bool, ...]:
     """Whether this backward pass asks for the gradient of each of the first inputs of a custom operation.
 

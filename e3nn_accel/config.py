@@ -48,7 +48,7 @@ class Config:
         self_check: Compare each plan with stock e3nn at its first use.
         deterministic: Equal calls give equal bits; otherwise kernels may use float atomics.
         graph: Whether whole calls of MACE models on a GPU are captured in CUDA graphs: "auto" where parameters
-            are frozen, "1" (True) also where they aren't, results then detached; "0" (False) never.
+            are frozen, and training calls, "1" (True) also where they aren't, results then detached; "0" (False) never.
         precision: What kernels round float32 operands of matrix products to before they multiply them:
             "float32": nothing that shows; "tf32" and "bf16": faster, and as inexact as `Plan.rounded_to` says.
         neighbours: Whether batches of a MACECalculator reuse the neighbours of the last ones: "auto" once a

@@ -76,7 +76,7 @@ VARIABLES: tuple[Variable, ...] = (
         "auto, 0, 1",
         "auto",
         "capture whole energy and force calls of MACE models on a GPU and replay them; auto: where parameters "
-        "are frozen; 1: also where they aren't, results are then detached; 0: never",
+        "are frozen, and training calls; 1: also where they aren't, results are then detached; 0: never",
     ),
     Variable(
         "E3NN_ACCEL_PRECISION",

@@ -11,24 +11,61 @@ import torch
 import e3nn_accel
 from e3nn_accel import switch
 from e3nn_accel.graphs import MODEL_CALL
-from e3nn_accel.graphs.capture import WARM_UPS, Run
+from e3nn_accel.graphs.capture import WARM_UPS, Run, warm_up
+from e3nn_accel.graphs.derivative import Derivative
 from e3nn_accel.graphs.outputs import Produced
+
+Gradients = tuple[torch.Tensor | None, ...]
 
 
 class StandIn:
     """A run that is remembered, and run again at each replay, into the tensors of the first time."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, derivative: Derivative | None) -> None:
+        self.run, self.derivative = run, derivative
         found = run()
         self.produced = Produced(
             found.keys, found.results, found.marked, tuple(t.clone() for t in found.tensors)
         )
         self.bytes = sum(t.numel() * t.element_size() for t in found.tensors)
+        self.left: list[Produced] = []
+        self.gradients = () if derivative is None else copies_of(derivative(found))
 
     def replay(self) -> None:
-        for kept, tensor in zip(self.produced.tensors, self.run().tensors, strict=True):
+        Memory.last_written = self
+        with torch.enable_grad():  # which a captured run has, wherever it is replayed
+            found = self.run()
+        self.left = [found]
+        for kept, tensor in zip(self.produced.tensors, found.tensors, strict=True):
             kept.copy_(tensor)
+
+    def replay_gradients(self) -> Gradients:
+        assert Memory.last_written is self, "what the forward left was written over"
+        Memory.last_written = None
+        for kept, tensor in zip(self.gradients, self._found(self.left.pop()), strict=True):
+            if kept is not None:
+                kept.copy_(tensor)
+        return self.gradients
+
+    def _found(self, produced: Produced) -> Gradients:
+        """As the derivative finds them, by the parameters themselves: at a replay nothing stands for them."""
+        derivative, live = self.derivative, produced.live
+        assert derivative is not None
+        assert live is not None
+        results = [live.results[n] for n in derivative.places]
+        wanted = [*live.leaves.values(), *derivative.parameters]
+        return torch.autograd.grad(results, wanted, derivative.given, allow_unused=True)
+
+
+class Memory:
+    """That all recordings share: a replay writes over what the one before has left."""
+
+    last_written: StandIn | None = None
+
+
+def copies_of(gradients: Gradients) -> Gradients:
+    """Of those that there are."""
+    return tuple(None if t is None else t.clone() for t in gradients)
 
 
 class CpuLane:
@@ -38,6 +75,7 @@ class CpuLane:
 
     def __init__(self, device: torch.device) -> None:
         assert device.type == "cpu"
+        self.latest: object = None
 
     def enter(self) -> None:
         pass
@@ -45,10 +83,10 @@ class CpuLane:
     def allocating(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def record(self, run: Run) -> StandIn:
-        for _ in range(WARM_UPS):
-            run()
-        return StandIn(run)
+    def record(self, run: Run, derivative: Derivative | None = None) -> StandIn:
+        for n in range(WARM_UPS):
+            warm_up(run, derivative, first=n == 0)
+        return StandIn(run, derivative)
 
 
 @contextlib.contextmanager

@@ -479,7 +479,7 @@ def test_a_capture_that_fails(model: Any, batch: dict[str, Any]) -> None:
     attempts: list[int] = []
 
     class Failing(CpuLane):
-        def record(self, run: Any) -> Any:
+        def record(self, run: Any, derivative: Any = None) -> Any:
             attempts.append(1)
             raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
@@ -511,8 +511,8 @@ def test_memory(model: Any, batch: dict[str, Any]) -> None:
     class Large(CpuLane):
         limit = 1 << 20
 
-        def record(self, run: Any) -> Any:
-            found = StandIn(run)
+        def record(self, run: Any, derivative: Any = None) -> Any:
+            found = StandIn(run, derivative)
             found.bytes = (1 << 21) if len(found.produced.tensors[0]) > 2 else 1
             return found
 
@@ -531,7 +531,7 @@ def test_memory(model: Any, batch: dict[str, Any]) -> None:
         assert detail == "replayed; 1 sizes kept, 0 MiB (8 atoms, 64 edges, 2 structures)"
 
     class Full(CpuLane):
-        def record(self, run: Any) -> Any:
+        def record(self, run: Any, derivative: Any = None) -> Any:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     with replaying(Full, graph="1"):
@@ -587,8 +587,8 @@ def test_models_are_let_go(batch: dict[str, Any]) -> None:
     recorded: list[Any] = []
 
     class Holding(CpuLane):
-        def record(self, run: Any) -> Any:
-            found = super().record(run)
+        def record(self, run: Any, derivative: Any = None) -> Any:
+            found = super().record(run, derivative)
             recorded.append(weakref.ref(found))
             found.run = None  # as with a CUDA graph, which doesn't hold what it was captured from
             found.replay = lambda: None

@@ -11,7 +11,11 @@ reads them, padded to a size that later calls fit in, too.
     padding.py      sizes, and the dummy graph that fills them up
     buffers.py      the inputs of a captured graph
     outputs.py      its results, without the padding
+    training.py     training calls, whose gradients are a replay, too
+    check.py        one of them against an eager call, when it was captured
     recompute.py    gradients of results that were replayed
+    record.py       a call, captured for its size
+    derivative.py   the gradients of one, captured
     capture.py      warm-up and capture
     store.py        the captured sizes of one model
     fingerprint.py  whether a model is still the one that was captured

@@ -11,13 +11,16 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
 from e3nn_accel.graphs.outputs import Produced
 from e3nn_accel.groupings import one_capture
+
+if TYPE_CHECKING:
+    from e3nn_accel.graphs.derivative import Derivative
 
 WARM_UPS = 3
 """TorchScript, in which e3nn has its spherical harmonics, compiles at the second and third call."""
@@ -25,6 +28,16 @@ MOST_OF_DEVICE = 0.25
 """Captured graphs of one model may take this share of the device's memory."""
 
 Run = Callable[[], Produced]
+Found = TypeVar("Found")
+
+
+def warm_up(run: Run, derivative: Derivative | None, first: bool) -> None:
+    """Run what will be captured."""
+    produced = run()
+    if derivative is not None:
+        if first:
+            derivative.prepare(produced)
+        derivative(produced)
 
 
 class Recording(Protocol):
@@ -33,13 +46,19 @@ class Recording(Protocol):
     Attributes:
         produced: Its results, overwritten by each replay.
         bytes: Of device memory that the pool grew by.
+        derivative: Of a run that can be differentiated.
     """
 
     produced: Produced
     bytes: int
+    derivative: Derivative | None
 
     def replay(self) -> None:
         """Run it again on what its inputs hold now."""
+        ...
+
+    def replay_gradients(self) -> tuple[torch.Tensor | None, ...]:
+        """The derivative of what the last replay produced, on the gradients that were loaded."""
         ...
 
 
@@ -48,9 +67,11 @@ class Lane(Protocol):
 
     Attributes:
         limit: Bytes that all of them may take.
+        latest: The training step whose replay was the last of all, and whose gradients weren't found yet.
     """
 
     limit: int
+    latest: object
 
     def allocating(self) -> AbstractContextManager[None]:
         """For tensors that belong to recordings."""
@@ -60,8 +81,8 @@ class Lane(Protocol):
         """Before inputs are copied in: what the last replay does comes first."""
         ...
 
-    def record(self, run: Run) -> Recording:
-        """Warm up and capture; raises what keeps the run from being captured."""
+    def record(self, run: Run, derivative: Derivative | None = None) -> Recording:
+        """Warm up and capture, the run and its derivative; raises what keeps it from being captured."""
         ...
 
 
@@ -72,10 +93,19 @@ class CudaRecording:
     graph: torch.cuda.CUDAGraph
     produced: Produced
     bytes: int
+    derivative: Derivative | None = None
+    of_gradients: torch.cuda.CUDAGraph | None = None
+    gradients: tuple[torch.Tensor | None, ...] = ()
 
     def replay(self) -> None:
         """One launch."""
         self.graph.replay()
+
+    def replay_gradients(self) -> tuple[torch.Tensor | None, ...]:
+        """One launch; overwritten by the next."""
+        assert self.of_gradients is not None
+        self.of_gradients.replay()
+        return self.gradients
 
 
 class CudaLane:
@@ -86,6 +116,7 @@ class CudaLane:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._last: torch.cuda.Stream | None = None
+        self.latest: object = None
         total = torch.cuda.get_device_properties(device).total_memory
         self.limit = int(MOST_OF_DEVICE * total)
 
@@ -103,25 +134,31 @@ class CudaLane:
             yield
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
-    def record(self, run: Run) -> CudaRecording:
+    def record(self, run: Run, derivative: Derivative | None = None) -> CudaRecording:
         """Warm up and capture on a stream of its own."""
         with torch.cuda.device(self._device):
-            self._warm_up(run)
+            self._warm_up(run, derivative)
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # of the warm-up: the graph has a pool of its own
             before = torch.cuda.memory_reserved()
             graph, produced = self._capture(run)
-            return CudaRecording(graph, produced, torch.cuda.memory_reserved() - before)
+            recording = CudaRecording(graph, replace(produced, live=None), 0, derivative)
+            if derivative is not None:
+                recording.of_gradients, recording.gradients = self._capture(
+                    lambda: derivative(produced)
+                )
+            recording.bytes = torch.cuda.memory_reserved() - before
+            return recording
 
-    def _warm_up(self, run: Run) -> None:
+    def _warm_up(self, run: Run, derivative: Derivative | None) -> None:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UPS):
-                run()
+            for n in range(WARM_UPS):
+                warm_up(run, derivative, first=n == 0)
         current.wait_stream(self._stream)
 
-    def _capture(self, run: Run) -> tuple[torch.cuda.CUDAGraph, Produced]:
+    def _capture(self, run: Callable[[], Found]) -> tuple[torch.cuda.CUDAGraph, Found]:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(self._stream), _no_garbage_collection():
@@ -129,7 +166,7 @@ class CudaLane:
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     with one_capture():
-                        produced = run()
+                        found = run()
                 except BaseException:
                     with contextlib.suppress(RuntimeError):
                         graph.capture_end()
@@ -138,7 +175,7 @@ class CudaLane:
         except BaseException:
             self._recover()
             raise
-        return graph, produced
+        return graph, found
 
     def _recover(self) -> None:
         """After a capture that failed.

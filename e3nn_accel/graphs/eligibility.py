@@ -15,7 +15,9 @@ from e3nn_accel.config import Config
 from e3nn_accel.graphs.padding import GRAPHS, Axis, Size
 from e3nn_accel.guard import program_transform
 
-COMPUTED = frozenset({"compute_force", "compute_virials", "compute_stress", "compute_displacement"})
+COMPUTED = frozenset(
+    {"training", "compute_force", "compute_virials", "compute_stress", "compute_displacement"}
+)
 """Flags of MACE's forward with which a call can be captured."""
 DIFFERENTIABLE = frozenset({"positions", "shifts", "node_attrs"})
 """Inputs that may require a gradient: MACE itself marks some of them."""
@@ -98,15 +100,18 @@ def flags_of(
     if not given.keys() <= flags.keys():
         raise RunsEagerly("arguments that forward doesn't take")
     flags |= given
-    if flags.get("training"):
-        raise RunsEagerly("training=True: results are differentiated")
-    if not flags.get("compute_force"):
+    if not flags.get("compute_force") and not flags.get("training"):
         raise RunsEagerly("compute_force=False: the energy may be differentiated")
     on = tuple(name for name, value in flags.items() if value)
     for name in on:
         if name not in COMPUTED:
             raise RunsEagerly(f"{name}=True")
     return on
+
+
+def flags_to_pass(on: tuple[str, ...]) -> dict[str, bool]:
+    """Keyword arguments for a forward, all of whose other flags are off."""
+    return {"compute_force": False, **dict.fromkeys(on, True)}
 
 
 def check_process(device: torch.device) -> None:

@@ -72,6 +72,10 @@ class Fingerprint:
         """Whether no parameter requires a gradient."""
         return not any(map(_requires_grad, self._parameters))
 
+    def trained(self) -> bytes:
+        """Which parameters require a gradient."""
+        return bytes(map(_requires_grad, self._parameters))
+
     def modes(self) -> bytes:
         """Which modules are in training mode."""
         return bytes(map(_training, self._fields))

@@ -11,16 +11,17 @@ import torch
 
 from e3nn_accel import compat, generation
 from e3nn_accel.graphs import MODEL_CALL, eligibility, outputs, padding
-from e3nn_accel.graphs.buffers import StaticInputs
 from e3nn_accel.graphs.capture import Lane
+from e3nn_accel.graphs.check import check
 from e3nn_accel.graphs.eager import eager_call
 from e3nn_accel.graphs.eligibility import Request, RunsEagerly
 from e3nn_accel.graphs.fingerprint import Fingerprint, is_replica
 from e3nn_accel.graphs.padding import Axis, Capacity, Size
-from e3nn_accel.graphs.recompute import attach
+from e3nn_accel.graphs.recompute import Forward, attach
+from e3nn_accel.graphs.record import record
 from e3nn_accel.graphs.store import MOST, Captured, Store
+from e3nn_accel.graphs.training import TrainingStep
 from e3nn_accel.guard import own_behaviour
-from e3nn_accel.interception import stock_call
 from e3nn_accel.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ class ModelState:
                 for _ in range(2):
                     request = self._request(module, device, args, kwargs)
                     captured = self._captured(module, request)
-                    tensors = self._replay(captured, request)
+                    step = self._step(module, captured, request)
+                    tensors = self._replay(captured, request, step)
                     if self._fingerprint is not None and self._fingerprint.holds():
                         break
                     self._fingerprint = None  # those were results of the model as it was
@@ -77,12 +79,12 @@ class ModelState:
                     raise RunsEagerly("the model changes while it is called")
                 how = "captured" if self._captures > captures else ""
                 self._replays += 1
-                self.runner.count(MODEL_CALL, "graph", how)
+                self.runner.count(MODEL_CALL, "graph", how or ("training" if step else ""))
         except RunsEagerly as found:
             reason = str(found)
         if reason:
             return self._eager(module, args, kwargs, reason)
-        return self._finished(module, captured.recording.produced, request, tensors)
+        return self._finished(module, captured.recording.produced, request, tensors, step)
 
     def forget(self) -> None:
         """Let captured graphs go."""
@@ -116,10 +118,10 @@ class ModelState:
             raise RunsEagerly(reason)
         flags = eligibility.flags_of(self.runner.stock_forward, args, kwargs)
         eligibility.check_process(device)
-        self._check_model(module, device)
+        self._check_model(module, device, "training" in flags)
         return eligibility.read(eligibility.data_of(args, kwargs), flags, self._axes, device)
 
-    def _check_model(self, module: torch.nn.Module, device: torch.device) -> None:
+    def _check_model(self, module: torch.nn.Module, device: torch.device, training: bool) -> None:
         """Captured graphs of a model that has changed, or moved, are let go."""
         known = self._fingerprint
         # what isn't replayed isn't looked at after the replay
@@ -131,7 +133,9 @@ class ModelState:
             self._axes = {**padding.AXES, **padding.feature_axes(module)}
         if known.hooked():
             raise RunsEagerly("modules of the model have hooks, which a replay wouldn't run")
-        if not self._always and not known.frozen():
+        if training and known.frozen():
+            raise RunsEagerly("training=True: results are differentiated")
+        if not training and not self._always and not known.frozen():
             raise RunsEagerly("parameters require gradients")
 
     def _start_anew(self, device: torch.device) -> None:
@@ -149,6 +153,7 @@ class ModelState:
             request.inputs["positions"].device,
             compat.numeric_settings(),
             self._fingerprint.modes(),
+            self._fingerprint.trained() if "training" in request.flags else b"",
         )
         found = self._store.find(key, request.size)
         if found is not None:
@@ -173,7 +178,8 @@ class ModelState:
         self._store.make_room()
         device = request.inputs["positions"].device
         try:
-            captured = self._record(module, request, key, capacity)
+            captured = record(module, request, key, capacity, self._lane)
+            self._check(module, captured, request)
         except torch.cuda.OutOfMemoryError as error:
             self._start_anew(device)
             self._too_large = (request.size, f"capture failed: {_line(error)}")
@@ -192,23 +198,29 @@ class ModelState:
         self._note()
         return captured
 
-    def _record(
-        self, module: torch.nn.Module, request: Request, key: Hashable, capacity: Capacity
-    ) -> Captured:
-        cutoff = float(module.r_max)  # type: ignore[arg-type]
-        self._lane.enter()
-        with self._lane.allocating():
-            dummies = padding.dummies(
-                request.inputs, request.axes, capacity, cutoff, padding.feature_offsets(module)
-            )
-            inputs = StaticInputs(dummies, request.axes, capacity)
-        inputs.load(request.inputs, request.size)
-        forward = _forward(module, request.flags)
-        recording = self._lane.record(lambda: outputs.produce(forward, inputs.tensors, capacity))
-        return Captured(key, capacity, inputs, recording)
+    def _check(self, module: torch.nn.Module, captured: Captured, request: Request) -> None:
+        config = self.runner.config
+        if captured.recording.derivative is None or config is None or not config.self_check:
+            return
+        rerun = self._rerun(module, request)
+        check(
+            lambda other: TrainingStep(captured, other, self._lock, rerun),
+            lambda step: self._replay(captured, step.request, step),
+            request,
+        )
 
-    def _replay(self, captured: Captured, request: Request) -> list[torch.Tensor]:
+    def _step(
+        self, module: torch.nn.Module, captured: Captured, request: Request
+    ) -> TrainingStep | None:
+        if "training" not in request.flags:
+            return None
+        return TrainingStep(captured, request, self._lock, self._rerun(module, request))
+
+    def _replay(
+        self, captured: Captured, request: Request, step: TrainingStep | None
+    ) -> list[torch.Tensor]:
         self._lane.enter()
+        self._lane.latest = step
         captured.inputs.load(request.inputs, request.size)
         captured.recording.replay()
         return outputs.unpadded(captured.recording.produced, request.size)
@@ -219,26 +231,25 @@ class ModelState:
         produced: outputs.Produced,
         request: Request,
         tensors: list[torch.Tensor],
+        step: TrainingStep | None,
     ) -> dict[str, Any]:
         """The results as forward returns them, and what it does to the batch."""
         for name in produced.marked:
             request.inputs[name].requires_grad_(True)
         finished = tuple(tensors)
-        if not self._always:
-            flags = {**dict.fromkeys(request.flags, True), "training": True}
-            forward = lambda batch: eager_call(module, self.runner, (batch,), flags)  # noqa: E731
-            finished = attach(forward, produced, tensors, request.inputs)
+        if step is not None:
+            finished = step.attach(tensors)
+        elif not self._always:
+            finished = attach(self._rerun(module, request), produced, tensors, request.inputs)
         return outputs.hand_over(produced, finished, request.data)
+
+    def _rerun(self, module: torch.nn.Module, request: Request) -> Forward:
+        """The call, eagerly, for gradients that no replay has."""
+        flags = {**eligibility.flags_to_pass(request.flags), "training": True}
+        return lambda batch: eager_call(module, self.runner, (batch,), flags)
 
     def _note(self) -> None:
         self.runner.notes[MODEL_CALL] = f"replayed; {self._store}"
-
-
-def _forward(
-    module: torch.nn.Module, flags: tuple[str, ...]
-) -> Callable[[dict[str, torch.Tensor]], Any]:
-    """The model's forward with these flags."""
-    return lambda batch: stock_call(module, (batch,), dict.fromkeys(flags, True))
 
 
 def _line(error: BaseException) -> str:

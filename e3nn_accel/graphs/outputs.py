@@ -29,6 +29,8 @@ RESULTS: Mapping[str, Axis] = {
     "node_feats": NODES,
 }
 """What MACE's models return, where it isn't None."""
+DISPLACEMENT = "displacement"
+"""The result by which others may be differentiated: zeros that forward makes, and strains everything by."""
 
 
 class NotCapturable(RuntimeError):
@@ -53,6 +55,19 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Live:
+    """What autograd's graph hangs on, of a run that is to be differentiated.
+
+    Attributes:
+        results: Those that have a gradient, by their place in `Produced.results`.
+        leaves: Inputs that forward marked, and the displacement, by name.
+    """
+
+    results: dict[int, torch.Tensor]
+    leaves: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Produced:
     """What one run of forward left.
 
@@ -61,20 +76,29 @@ class Produced:
         results: The tensors, described.
         marked: Inputs that forward made require a gradient.
         tensors: Those of `results`, padded.
+        live: As long as its gradients aren't captured.
     """
 
     keys: tuple[str, ...]
     results: tuple[Result, ...]
     marked: tuple[str, ...]
     tensors: tuple[torch.Tensor, ...]
+    live: Live | None = None
 
 
 def produce(
     forward: Callable[[dict[str, torch.Tensor]], Any],
     inputs: Mapping[str, torch.Tensor],
     capacity: Capacity,
+    differentiated: bool = False,
 ) -> Produced:
     """Run forward on inputs that stay as they are, and describe what came of it.
+
+    Args:
+        forward: A model's.
+        inputs: What it reads, padded.
+        capacity: To this size.
+        differentiated: Whether autograd's graph is wanted, too.
 
     Raises:
         NotCapturable: Something came of it that isn't known.
@@ -95,12 +119,24 @@ def produce(
         for name, value in batch.items()
         if value is not before.get(name)
     ]
+    marked = {name: tensor for name, tensor in before.items() if tensor.requires_grad}
     return Produced(
         tuple(returned),
         tuple(result for result, _ in found),
-        tuple(name for name, tensor in before.items() if tensor.requires_grad),
-        tuple(tensor for _, tensor in found),
+        tuple(marked),
+        tuple(tensor.detach() for _, tensor in found),
+        _live(found, marked) if differentiated else None,
     )
+
+
+def _live(found: list[tuple[Result, torch.Tensor]], marked: dict[str, torch.Tensor]) -> Live:
+    results = {n: t for n, (_, t) in enumerate(found) if t.grad_fn is not None}
+    leaves = dict(marked)
+    for n, (result, tensor) in enumerate(found):
+        if result.name == DISPLACEMENT and tensor.requires_grad:
+            leaves[DISPLACEMENT] = tensor
+            results.pop(n, None)
+    return Live(results, leaves)
 
 
 def _described(
@@ -112,7 +148,7 @@ def _described(
     axis = known[name]
     if value.shape[axis.dim : axis.dim + 1] != (axis.length(capacity),):
         raise NotCapturable(f"{name} has shape {tuple(value.shape)} for {capacity}")
-    return Result(name, in_batch, axis, value.requires_grad), value.detach()
+    return Result(name, in_batch, axis, value.requires_grad), value
 
 
 def unpadded(produced: Produced, size: Size) -> list[torch.Tensor]:

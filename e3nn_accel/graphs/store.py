@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from e3nn_accel.graphs.buffers import StaticInputs
-from e3nn_accel.graphs.capture import Recording
+from e3nn_accel.graphs.capture import Lane, Recording
 from e3nn_accel.graphs.padding import Capacity, Size
 
 MOST = 4
@@ -21,12 +21,14 @@ class Captured:
     Attributes:
         key: Whatever else than the size a call must share with it.
         capacity: What it was padded to.
+        lane: Where it was recorded.
     """
 
     key: Hashable
     capacity: Capacity
     inputs: StaticInputs
     recording: Recording
+    lane: Lane
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Training steps on a GPU against stock MACE: gathers with gradients of their own, second derivatives of everything."""
+"""Training steps on a GPU against stock MACE, eager and replayed: second derivatives of everything."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pytest
 import torch
-from model_graphs import batch_of, ice, water
+from model_graphs import batch_of, ice, rows, water
 
 import e3nn_accel
 from e3nn_accel import structures, switch
 from e3nn_accel.cli.shapes import build, silicon
 from e3nn_accel.graphs import GATHERS, eager
+from e3nn_accel.graphs.model_state import ENOUGH, RARE
 
 pytest.importorskip("mace", reason="MACE isn't installed")
 from small_models import mace
@@ -93,6 +94,60 @@ def test_the_same_bits_again(stress: bool) -> None:
         assert calls_with_grouped_gathers() == 2
     for name in ("forces", *(["stress"] if stress else [])):
         assert torch.equal(first[name], again[name]), name
+
+
+@STRESS
+@pytest.mark.parametrize("case", [small, medium])
+def test_replayed_steps_are_stocks(case: Any, stress: bool) -> None:
+    """With weights and positions that change between them; values and every gradient, in float64."""
+    model, batch = case()
+    stock = copy.deepcopy(model)
+    optimisers = [torch.optim.SGD(m.parameters(), lr=1e-3) for m in (stock, model)]
+    switch.accelerate(model)
+    for n in range(ENOUGH + 3):
+        away = 0.01 * torch.randn_like(batch["positions"])
+        moved = {**batch, "positions": batch["positions"] + away}
+        expected = step(stock, moved, stress)
+        found = step(model, moved, stress)
+        assert found.keys() == expected.keys()
+        for name, theirs in expected.items():
+            error = (found[name] - theirs).norm()
+            assert float(error) <= 1e-10 * float(theirs.norm()) + 1e-14, (n, name)
+        for optimiser in optimisers:
+            optimiser.step()
+    assert rows() == {
+        ("eager", RARE): ENOUGH - 1,
+        ("graph", "captured"): 1,
+        ("graph", "training"): 3,
+    }
+
+
+def test_gradients_of_two_replays_at_once() -> None:
+    """Whose memory is the same: the first forward is replayed again. Both in float32, as graphs share it."""
+    model, batch = medium(torch.float32)
+    other = {**batch, "positions": batch["positions"] + 0.02 * torch.randn_like(batch["positions"])}
+
+    def both(one_by_one: bool) -> dict[str, torch.Tensor]:
+        model.zero_grad(set_to_none=True)
+        losses = []
+        for data in (batch, other):
+            out = model({k: v.detach() for k, v in data.items()}, training=True)
+            losses.append(out["energy"].sum() + out["forces"].sin().sum())
+            if one_by_one:
+                losses.pop().backward()
+        if losses:
+            torch.stack(losses).sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    with e3nn_accel.enabled():
+        for _ in range(ENOUGH):
+            both(one_by_one=True)
+        before = rows()["graph", "training"]
+        expected, found = both(one_by_one=True), both(one_by_one=False)
+        assert rows()["graph", "training"] == before + 4
+    for name, gradient in expected.items():
+        error = (found[name] - gradient).norm()
+        assert float(error) <= 1e-5 * float(gradient.norm()), name
 
 
 @STRESS
