@@ -75,7 +75,7 @@ class CpuLane:
 
     def __init__(self, device: torch.device) -> None:
         assert device.type == "cpu"
-        self.latest: object = None
+        self.left: object = None
 
     def enter(self) -> None:
         pass

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
+import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -377,6 +380,41 @@ def test_frozen_models(model: Any, batch: dict[str, Any]) -> None:
     with replaying(graph="1"):
         model(fresh(batch), training=True)
         assert rows() == {("eager", "training=True: results are differentiated"): 1}
+
+
+def test_other_threads(model: Any, batch: dict[str, Any]) -> None:
+    """Eager: the same numbers."""
+    stock = copy.deepcopy(model)
+    step(stock, fresh(batch))
+    with replaying():
+        warmed_up(model, batch)
+        thread = threading.Thread(target=step, args=(model, fresh(batch)))
+        thread.start()
+        thread.join()
+        assert rows()["eager", "training in a thread that isn't the main one"] == 1
+    agree(gradients(model), gradients(stock))
+
+
+def test_models_are_let_go(batch: dict[str, Any]) -> None:
+    """Also where the gradients of the last step were never asked for."""
+
+    class Holding(CpuLane):
+        def record(self, run: Any, derivative: Any = None) -> Any:
+            found = super().record(run, derivative)
+            found.run = None  # as with a CUDA graph, which doesn't hold what it was captured from
+            found.replay = lambda: None
+            return found
+
+    model = mace()
+    dead = weakref.ref(model)
+    with replaying(Holding, self_check=False):
+        for _ in range(ENOUGH + 1):
+            out = model(fresh(batch), training=True)
+        assert replays() == 1
+        assert dead() is not None
+        del model, out
+        gc.collect()
+        assert dead() is None
 
 
 def test_moved_before_their_gradients(model: Any, batch: dict[str, Any]) -> None:

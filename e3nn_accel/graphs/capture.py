@@ -67,11 +67,11 @@ class Lane(Protocol):
 
     Attributes:
         limit: Bytes that all of them may take.
-        latest: The training step whose replay was the last of all, and whose gradients weren't found yet.
+        left: What the last replay left for its gradients (`TrainingStep.left`), or None.
     """
 
     limit: int
-    latest: object
+    left: object
 
     def allocating(self) -> AbstractContextManager[None]:
         """For tensors that belong to recordings."""
@@ -116,7 +116,7 @@ class CudaLane:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._last: torch.cuda.Stream | None = None
-        self.latest: object = None
+        self.left: object = None
         total = torch.cuda.get_device_properties(device).total_memory
         self.limit = int(MOST_OF_DEVICE * total)
 

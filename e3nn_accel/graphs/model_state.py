@@ -135,6 +135,9 @@ class ModelState:
             raise RunsEagerly("modules of the model have hooks, which a replay wouldn't run")
         if training and known.frozen():
             raise RunsEagerly("training=True: results are differentiated")
+        if training and threading.current_thread() is not threading.main_thread():
+            # autograd's thread, waiting for this one's lock, would be waited for by another's capture
+            raise RunsEagerly("training in a thread that isn't the main one")
         if not training and not self._always and not known.frozen():
             raise RunsEagerly("parameters require gradients")
 
@@ -220,7 +223,7 @@ class ModelState:
         self, captured: Captured, request: Request, step: TrainingStep | None
     ) -> list[torch.Tensor]:
         self._lane.enter()
-        self._lane.latest = step
+        self._lane.left = None if step is None else step.left
         captured.inputs.load(request.inputs, request.size)
         captured.recording.replay()
         return outputs.unpadded(captured.recording.produced, request.size)

@@ -28,6 +28,9 @@ from e3nn_accel.graphs.store import Captured
 class TrainingStep:
     """A replayed training call, until its gradients are wanted, and for as long as they may be.
 
+    Attributes:
+        left: Stands for what its forward left in memory; the lane, which outlives the model, knows no more of it.
+
     Args:
         captured: What was replayed; it stays, even if the model's `Store` lets it go.
         request: The call.
@@ -43,6 +46,7 @@ class TrainingStep:
         rerun: Forward,
     ) -> None:
         self.captured, self.request, self.rerun = captured, request, rerun
+        self.left = object()
         self._lock = lock
         derivative = captured.recording.derivative
         assert derivative is not None
@@ -76,9 +80,9 @@ class TrainingStep:
         recording, lane = self.captured.recording, self.captured.lane
         with self._lock, torch.no_grad():
             lane.enter()
-            if lane.latest is not self:
+            if lane.left is not self.left:
                 self._again()
-            lane.latest = None  # a replay of gradients uses up what the forward left
+            lane.left = None  # a replay of gradients uses it up
             self.derivative.load(grads, self.request.size)
             reached = self.derivative.reached_by(grads)
             padded = recording.replay_gradients()
