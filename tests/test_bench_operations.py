@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from e3nn import o3
 
 import e3nn_accel
-from e3nn_accel.cli import main, product_timing
+from e3nn_accel.cli import bench_operations, main, product_timing
 from e3nn_accel.cli.node_operations import NODE_OPERATIONS, NodeOperation, node_work
 from e3nn_accel.cli.peers import PEERS
 from e3nn_accel.cli.product_timing import MODES
@@ -106,3 +107,31 @@ def test_long_calls(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.seconds.low <= found.seconds.median <= found.seconds.high
     timed = rounds if rounds > 1 else product_timing.CALLS
     assert len(calls) <= timed + product_timing.WARM_UP
+
+
+def test_stock_that_runs_out_of_memory(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others fail in is said; the rest is timed."""
+    modes_of = bench_operations.modes_of
+
+    def without_second_derivatives(call: Any, tensors: Any) -> Any:
+        runs = modes_of(call, tensors)
+        if len(made) == 0:  # stock's come first
+
+            def full() -> None:
+                raise RuntimeError("The following operation failed\nCUDA out of memory. Tried")
+
+            runs["and double"] = full
+        made.append(runs)
+        return runs
+
+    made: list[Any] = []
+    monkeypatch.setattr(bench_operations, "modes_of", without_second_derivatives)
+    arguments = ["--edges", "60", "--rounds", "1", "--only", "tutorial, unsorted"]
+    assert main(["bench", "--ops", "--dtype", "float32", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "no and double by e3nn: RuntimeError: CUDA out of memory. Tried" in text
+    (stock,) = [line for line in text.splitlines() if line.split()[:1] == ["e3nn"]]
+    assert stock.rstrip().endswith("-")
+    assert len(made) == 2

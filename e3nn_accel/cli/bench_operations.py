@@ -95,7 +95,7 @@ def _result(
     if here.edge_index is not None and device.type == "cuda":
         runs[ATOMICS] = modes_of(_accelerated(here, deterministic=False), here.tensors)
     for mode in MODES:
-        ways = {name: modes[mode] for name, modes in runs.items()}
+        ways = _that_run({name: modes[mode] for name, modes in runs.items()}, mode, result)
         for name, timing in time_ways(ways, args.rounds).items():
             result.timings.setdefault(name, {})[mode] = timing
     squares = squares_of(here.tensors)
@@ -103,6 +103,29 @@ def _result(
     if isinstance(here, Work) and here.edge_index is not None:
         result.grouping = _grouping_time(here, args.rounds)
     return result
+
+
+def _that_run(
+    ways: dict[str, Callable[[], object]], mode: str, result: Result
+) -> dict[str, Callable[[], object]]:
+    """Without those of others that fail: of many edges stock e3nn's derivatives don't fit on a device."""
+    found = {}
+    for name, run in ways.items():
+        try:
+            run()
+        except Exception as error:
+            if name in (OURS, ATOMICS):
+                raise
+            result.refused[f"{mode} by {name}"] = _summary(error)
+        else:
+            found[name] = run
+    return found
+
+
+def _summary(error: Exception) -> str:
+    """Of what TorchScript says its own part first, and the cause last."""
+    last = str(error).strip().rpartition("\n")[2]
+    return f"{type(error).__name__}: {last[:200]}"
 
 
 def _accelerated(here: Work | NodeWork, **options: Any) -> Callable[..., torch.Tensor]:
@@ -118,7 +141,10 @@ def _grouping_time(here: Work, rounds: int) -> Spread:
 
 
 def _show(title: str, result: Result) -> None:
-    rows = [(way, *map(_cell, modes.values())) for way, modes in result.timings.items()]
+    rows = [
+        (way, *(_cell(modes[mode]) if mode in modes else "-" for mode in MODES))
+        for way, modes in result.timings.items()
+    ]
     show("", Table(("", *MODES), rows, title))
     if result.squares is not None:
         show(
@@ -133,7 +159,7 @@ def _show(title: str, result: Result) -> None:
 def _plot(args: argparse.Namespace, found: dict[tuple[str, str], Result], heading: str) -> None:
     times = {
         f"{name}\n{mode}, {dtype}": {
-            way: timings[mode].seconds for way, timings in result.timings.items()
+            way: timings[mode].seconds for way, timings in result.timings.items() if mode in timings
         }
         for (name, dtype), result in found.items()
         for mode in MODES
