@@ -128,7 +128,7 @@ def test_stock_that_runs_out_of_memory(
 
     made: list[Any] = []
     monkeypatch.setattr(bench_operations, "modes_of", without_second_derivatives)
-    arguments = ["--edges", "60", "--rounds", "1", "--only", "tutorial, unsorted"]
+    arguments = ["--edges", "60", "--rounds", "2", "--only", "tutorial, unsorted"]
     assert main(["bench", "--ops", "--dtype", "float32", *arguments]) == 0
     text = capsys.readouterr().out
     assert "no and double by e3nn: RuntimeError: CUDA out of memory. Tried" in text
