@@ -14,9 +14,8 @@ from e3nn_accel.descriptor import Descriptor
 if TYPE_CHECKING:
     from e3nn_accel.compile import KernelProgram
 
-Gradients = Callable[
-    [torch.Tensor, tuple[torch.Tensor, ...], tuple[bool, ...]], tuple[torch.Tensor, ...]
-]
+Tensors = tuple[torch.Tensor, ...]
+Gradients = Callable[[torch.Tensor, Tensors, tuple[bool, ...]], Tensors | None]
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class Plan:
             spherical harmonics (vectors); radial embedding (lengths, weights, prefactor, r_max, p), the
             embedding alone.
         gradients: Takes (gradient of the result, operands, which of them are wanted) and returns the
-            wanted gradients in order, differentiable like `run`; without it they are found by
-            running forward again.
+            wanted gradients in order, differentiable like `run`; without it, or where it returns
+            None, they are found by running forward again.
         rounded_to: What operands are rounded to before they are multiplied, if that is coarser than their dtype,
             as the user asked; the self-check allows for it, and the strategy should name it.
         programs: The CUDA programs that `run` launches; known without a device, compiled by the first run.

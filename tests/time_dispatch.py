@@ -5,7 +5,8 @@ python tests/time_dispatch.py [profile]
 Needs no GPU: plans and launches are the real ones, on CPU tensors, and the driver's launch is a function
 that returns. What a device adds (the driver's own 2 to 4 microseconds a launch, torch's allocator) is missing.
 A call is as MACE makes it, of 64 nodes: without gradients; recorded for them; its backward pass, by the
-features alone as for forces and by the weights, too; and the plan alone, without dispatch. Microseconds,
+features alone as for forces and by the weights, too; the plan alone, without dispatch; and what compiled code
+calls, a value, a gradient, and such a gradient if forward had to be run again for it. Microseconds,
 median with quartiles of blocks of calls that take turns. ``profile`` lists where the time goes.
 """
 
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -35,7 +37,8 @@ from e3nn_accel import groupings, launch
 from e3nn_accel.backends import cuda
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
-from e3nn_accel.plan import Availability
+from e3nn_accel.ops import derivatives, opaque
+from e3nn_accel.plan import Availability, Plan, PlanContext
 
 NODES, SPECIES, CHANNELS = 64, 10, 128
 ROUNDS, CALLS = 25, 100
@@ -143,6 +146,33 @@ def calls_of(
         "backward, x": backward(module(wanting, *others), [wanting]),
         "backward, x and w": backward(another(wanting, *others), [wanting, *weights]),
         "of it torch's own": backward(wanting.view_as(wanting), [wanting]),
+        **compiled_calls(outcome.plan, tuple(t.detach() for t in operands)),
+    }
+
+
+def compiled_calls(plan: Plan, operands: tuple[torch.Tensor, ...]) -> dict[str, Call]:
+    """What code that torch.compile made calls: the value, and the gradient of x with and without it."""
+    opaque.register()
+    context = PlanContext(operands[0].dtype, operands[0].device, Config())
+    g, wanted = torch.randn_like(plan.run(*operands)), (True, *[False] * (len(operands) - 1))
+
+    def gradient(known: Plan) -> Call:
+        name = derivatives.name_of(known, context)
+        derivatives.function_of.cache_clear()
+        function = derivatives.function_of(derivatives.gradient_of(name, wanted))
+
+        def call() -> Any:
+            derivatives._plans[name] = known
+            with torch.no_grad():
+                return function((g, *operands))
+
+        return call
+
+    name = derivatives.name_of(plan, context)
+    return {
+        "compiled": lambda: torch.ops.e3nn_accel.run.default(list(operands), name),
+        "compiled, x": gradient(plan),
+        "running again": gradient(replace(plan, gradients=None)),
     }
 
 

@@ -61,6 +61,21 @@ def contraction(
     return out
 
 
+def contraction_gradients(
+    g: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    nodes: NodesBySpecies,
+    kernels: ContractionKernels,
+    wanted: Wanted,
+) -> Pair:
+    """(dx, dw) without computing F first, None where not wanted; differentiable to any order."""
+    if not torch.is_grad_enabled():
+        return kernels.backward(g.contiguous(), x.contiguous(), w.contiguous(), nodes, wanted, None)
+    found: Pair = _Backward.apply(g, x, w, nodes, kernels, wanted)  # type: ignore[no-untyped-call]
+    return found
+
+
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -79,13 +94,7 @@ class _Forward(torch.autograd.Function):
         if g is None or not any(wanted):
             return (None,) * 4
         x, w = ctx.saved_tensors
-        found: Any = (
-            _Backward.apply(g, x, w, ctx.nodes, ctx.kernels, wanted)  # type: ignore[no-untyped-call]
-            if torch.is_grad_enabled()
-            else ctx.kernels.backward(
-                g.contiguous(), x.contiguous(), w.contiguous(), ctx.nodes, wanted, None
-            )
-        )
+        found = contraction_gradients(g, x, w, ctx.nodes, ctx.kernels, (wanted[0], wanted[1]))
         return (*found, None, None)
 
 

@@ -17,9 +17,8 @@ from hashlib import sha256
 import torch
 
 from e3nn_accel.ops.result_shape import result_shape
-from e3nn_accel.plan import Plan, PlanContext
+from e3nn_accel.plan import Plan, PlanContext, Tensors
 
-Tensors = tuple[torch.Tensor, ...]
 _GRADIENT = re.compile("gradient ([01]+) of (.*)")
 
 _plans: dict[str, Plan] = {}
@@ -98,7 +97,9 @@ class Gradient:
         """The wanted gradients; differentiable where autograd is on."""
         above, inner = arguments[: self.of.results], arguments[self.of.results :]
         if isinstance(self.of, Value) and self.of.plan.gradients is not None:
-            return self.of.plan.gradients(above[0], inner, self.wanted)
+            known = self.of.plan.gradients(above[0], inner, self.wanted)
+            if known is not None:
+                return known
         further = torch.is_grad_enabled()
         with torch.enable_grad():
             # each argument a tensor of its own: one passed twice has two gradients

@@ -55,6 +55,20 @@ def hidden_layers(x: torch.Tensor, weights: Weights, kernels: HiddenKernels) -> 
     return out
 
 
+def hidden_gradients(
+    g: torch.Tensor,
+    x: torch.Tensor,
+    weights: Weights,
+    kernels: HiddenKernels,
+    wanted: tuple[bool, ...],
+) -> tuple[torch.Tensor | None, ...]:
+    """(dx, *dw) without computing the activations first, None where not wanted; differentiable to any order."""
+    if not torch.is_grad_enabled():
+        return _gradients(kernels, g, x, weights, wanted)
+    found: tuple[torch.Tensor | None, ...] = _Backward.apply(g, x, *weights, kernels, wanted)  # type: ignore[no-untyped-call]
+    return found
+
+
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> torch.Tensor:
@@ -74,11 +88,7 @@ class _Forward(torch.autograd.Function):
         (g,) = grads
         if g is None or not any(wanted):
             return (None,) * (len(wanted) + 1)
-        if torch.is_grad_enabled():
-            found = _Backward.apply(g, x, *weights, ctx.kernels, wanted)  # type: ignore[no-untyped-call]
-        else:
-            found = _gradients(ctx.kernels, g, x, weights, wanted)
-        return (*found, None)
+        return (*hidden_gradients(g, x, weights, ctx.kernels, wanted), None)
 
 
 class _Backward(torch.autograd.Function):

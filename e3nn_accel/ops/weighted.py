@@ -44,6 +44,19 @@ def weighted(x: torch.Tensor, w: torch.Tensor, kernels: WeightedKernels) -> torc
     return _apply("forward", x, w, kernels)
 
 
+def weighted_gradients(
+    g: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    kernels: WeightedKernels,
+    wanted: tuple[bool, bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(dx, dw) without computing F first, None where not wanted; differentiable to any order."""
+    dx = _apply("to_input", g, w, kernels) if wanted[0] else None
+    dw = _apply("to_weight", x, g, kernels) if wanted[1] else None
+    return dx, dw
+
+
 def _apply(kind: str, a: torch.Tensor, b: torch.Tensor, kernels: WeightedKernels) -> torch.Tensor:
     out: torch.Tensor
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):

@@ -16,8 +16,8 @@ from e3nn_accel.backends.cuda.species import SpeciesSort
 from e3nn_accel.descriptor import ContractionDescriptor
 from e3nn_accel.groupings import NodesBySpecies
 from e3nn_accel.ops.change_of_basis import change_of_basis
-from e3nn_accel.ops.contraction import contraction
-from e3nn_accel.plan import Plan, PlanContext, Refusal
+from e3nn_accel.ops.contraction import contraction, contraction_gradients
+from e3nn_accel.plan import Plan, PlanContext, Refusal, Tensors
 
 MOST_PATHS = 65535
 """Blocks that a grid has in its second and third direction."""
@@ -49,8 +49,17 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
             return contraction(x, own, NodesBySpecies.each_its_own(nodes, x.device), kernels)
         return contraction(x, w, sort.nodes(node_attrs), kernels)
 
+    def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
+        x, node_attrs, *weights = operands
+        if any(wanted[1:]):
+            return None
+        w = change_of_basis([weights[n] for n in used], basis)
+        dx, _ = contraction_gradients(g, x, w, sort.nodes(node_attrs), kernels, (True, False))
+        assert dx is not None
+        return (dx,)
+
     original = sum(shape[1] for shape in d.weight_shapes)
     how = "tables" if kernels.tables else "straight-line code"
     strategy = f"fused, {original} paths reduced to {paths.weights}, {how}"
     programs = (*kernels.programs(), basis.program, sort.program)
-    return Plan("cuda", d, strategy, run, programs)
+    return Plan("cuda", d, strategy, run, programs, gradients)

@@ -16,8 +16,8 @@ from e3nn_accel.backends.torch import tensor_product
 from e3nn_accel.descriptor import TensorProductDescriptor
 from e3nn_accel.irreps import dim_of
 from e3nn_accel.layout import flat, flat_rows, unflat
-from e3nn_accel.ops.weighted import weighted
-from e3nn_accel.plan import Plan, PlanContext, Refusal
+from e3nn_accel.ops.weighted import weighted, weighted_gradients
+from e3nn_accel.plan import Plan, PlanContext, Refusal, Tensors
 
 
 def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
@@ -42,7 +42,15 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
         call = OneCall(kernels, attrs.contiguous(), by)
         return unflat(weighted(x, flat(weight), call), leading)
 
+    def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
+        x, y, weight = operands
+        if wanted[1] or x.dim() != 2 or y.shape[:-1] != x.shape[:-1]:
+            return None
+        call = OneCall(kernels, y.detach().contiguous(), sort.nodes(y))
+        dx, dw = weighted_gradients(g, x, flat(weight), call, (wanted[0], wanted[2]))
+        return tuple(t.reshape(of.shape) for t, of in ((dx, x), (dw, weight)) if t is not None)
+
     rounded = kernels.rounded_to
     strategy = f"indexed linear over {species} species, sorted on the device{products_in(rounded)}"
     programs = (*kernels.programs(), sort.program)
-    return Plan("cuda", d, strategy, run, programs, rounded_to=rounded)
+    return Plan("cuda", d, strategy, run, programs, gradients, rounded)

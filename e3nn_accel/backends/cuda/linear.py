@@ -18,8 +18,8 @@ from e3nn_accel.backends.cuda.linear_forms import as_product, without_columns
 from e3nn_accel.descriptor import LinearDescriptor
 from e3nn_accel.irreps import dim_of
 from e3nn_accel.layout import flat, flat_rows, unflat
-from e3nn_accel.ops.weighted import weighted
-from e3nn_accel.plan import Plan, PlanContext, Refusal
+from e3nn_accel.ops.weighted import weighted, weighted_gradients
+from e3nn_accel.plan import Plan, PlanContext, Refusal, Tensors
 
 
 def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
@@ -42,9 +42,22 @@ def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
             out = out + _row_of(bias, wide)
         return out.reshape(*leading, *columns) if columns else unflat(out, leading)
 
+    def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
+        x, weight, bias = operands
+        if columns or (wanted[2] and wide.bias_numel):
+            return None
+        leading = x.shape[:-1]
+        rows, above = flat_rows(x, leading, dim_in), flat_rows(g, leading, g.shape[-1])
+        dx, dw = weighted_gradients(above, rows, flat(weight), call, (wanted[0], wanted[1]))
+        return tuple(
+            t.reshape(of.shape)
+            for t, of in ((dx, x), (dw, weight), (bias.new_zeros(0) if wanted[2] else None, bias))
+            if t is not None
+        )
+
     rounded = call.kernels.rounded_to
     strategy = f"all irreps in one kernel{products_in(rounded)}"
-    return Plan("cuda", d, strategy, run, call.kernels.programs(), rounded_to=rounded)
+    return Plan("cuda", d, strategy, run, call.kernels.programs(), gradients, rounded)
 
 
 def _own_weights(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:

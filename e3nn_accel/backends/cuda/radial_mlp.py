@@ -21,9 +21,9 @@ from e3nn_accel.descriptor import (
 )
 from e3nn_accel.irreps import MulIr
 from e3nn_accel.layout import flat, flat_rows, unflat
-from e3nn_accel.ops.radial_mlp import hidden_layers
-from e3nn_accel.ops.weighted import weighted
-from e3nn_accel.plan import Plan, PlanContext, Refusal
+from e3nn_accel.ops.radial_mlp import hidden_gradients, hidden_layers
+from e3nn_accel.ops.weighted import weighted, weighted_gradients
+from e3nn_accel.plan import Plan, PlanContext, Refusal, Tensors
 
 
 def plan(d: RadialMlpDescriptor, context: PlanContext) -> Plan | Refusal:
@@ -47,6 +47,25 @@ def plan(d: RadialMlpDescriptor, context: PlanContext) -> Plan | Refusal:
         out = weighted(x, flat(weights[-1]), call)
         return unflat(activated(last, out), leading)
 
+    def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
+        x, *weights = operands
+        if kernels is None or last.activation != "identity":
+            return None
+        leading, inner = x.shape[:-1], weights[:-1]
+        x, g = flat_rows(x, leading, width_in), flat_rows(g, leading, g.shape[-1])
+        found: list[torch.Tensor | None] = [None] * len(wanted)
+        if any(wanted[:-1]):
+            above, _ = weighted_gradients(g, x, flat(weights[-1]), call, (True, False))
+            assert above is not None
+            found[:-1] = hidden_gradients(above, x, inner, kernels, wanted[:-1])
+        if wanted[-1]:
+            activations = hidden_layers(x, inner, kernels)
+            _, found[-1] = weighted_gradients(
+                g, activations, flat(weights[-1]), call, (False, True)
+            )
+        pairs = zip(found, operands, strict=True)
+        return tuple(t.reshape(of.shape) for t, of in pairs if t is not None)
+
     rounded = call.kernels.rounded_to
     last_one = products_in(rounded, "its products")
     strategy = f"hidden layers in one kernel, the last in another{last_one}"
@@ -55,7 +74,7 @@ def plan(d: RadialMlpDescriptor, context: PlanContext) -> Plan | Refusal:
             f"the last layer in one kernel{last_one}; hidden layers in torch: {left_to_torch}"
         )
     programs = (*(kernels.programs() if kernels else ()), *call.kernels.programs())
-    return Plan("cuda", d, strategy, run, programs, rounded_to=rounded)
+    return Plan("cuda", d, strategy, run, programs, gradients, rounded)
 
 
 def _as_linear(layer: RadialLayer) -> LinearDescriptor:
