@@ -17,6 +17,7 @@ import pytest
 import torch
 from model_graphs import CpuLane, batch_of, fresh, ice, replaying, rows, water
 
+from e3nn_accel.graphs.derivative import in_place_of_parameters
 from e3nn_accel.graphs.model_state import ENOUGH, RARE
 
 pytest.importorskip("mace")
@@ -316,6 +317,24 @@ def test_parameters_are_the_models_again(model: Any, batch: dict[str, Any]) -> N
             assert rows()[how if lane is Failing else ("graph", "captured")] >= 1
         now = dict(model.named_parameters())
         assert all(now[name] is before[name] for name in before)
+
+
+def test_doubles_of_parameters() -> None:
+    """One for a parameter that two modules share; TorchScript's are themselves; frozen ones have none."""
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    second.weight = first.weight
+    second.bias.requires_grad_(False)
+    scripted = torch.jit.script(torch.nn.Linear(2, 2))
+    model = torch.nn.Sequential(first, second, scripted)
+    before = list(model.parameters())
+    with in_place_of_parameters(model) as doubles:
+        assert second.weight is first.weight
+        assert doubles[before[0]] is first.weight
+        assert first.weight is not before[0]
+        assert second.bias not in doubles
+        assert {id(p) for p in doubles} == {id(p) for p in before if p.requires_grad}
+        assert all(doubles[p] is p for p in scripted.parameters())
+    assert all(p is q for p, q in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("baked", ["results", "gradients"])

@@ -51,14 +51,12 @@ class Derivative:
         self._axes = tuple(produced.results[n].axis for n in self.places)
         self._zero = [True] * len(self.places)
         wanted = [*live.leaves.values(), *self._doubles]
+        pairs = zip(self._doubles, self.parameters, strict=True)
+        elsewhere = [p for double, p in pairs if double is not p]
         found = []
         for n, given in zip(self.places, self.given, strict=True):
             gradients = torch.autograd.grad(
-                live.results[n],
-                [*wanted, *self.parameters],
-                given,
-                retain_graph=True,
-                allow_unused=True,
+                live.results[n], [*wanted, *elsewhere], given, retain_graph=True, allow_unused=True
             )
             there = [gradient is not None for gradient in gradients]
             if any(there[len(wanted) :]):
@@ -110,13 +108,17 @@ def in_place_of_parameters(
 
     Whatever is left of a step before, its loss or results, keeps autograd's node for each parameter; and
     autograd has the stream of that node wait for a gradient, which no other stream than the captured one may.
-    These parameters have nodes of their own.
+    These parameters have nodes of their own. TorchScript's stand for themselves.
+
+    Yields:
+        By parameter what stands for it.
     """
     doubles: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     tables: list[tuple[dict[str, Any], str, torch.nn.Parameter]] = []
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
-            continue  # captured as they are
+            doubles |= {p: p for p in module.parameters(recurse=False) if p.requires_grad}
+            continue
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.requires_grad:
                 tables.append((module._parameters, name, parameter))
