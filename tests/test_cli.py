@@ -502,13 +502,18 @@ def test_bench_arguments_that_make_no_sense(command, model_file, arguments, mess
 @pytest.mark.mace
 def test_shapes_have_random_weights_that_are_the_same_each_time():
     pytest.importorskip("mace")
-    from e3nn_accel.cli.shapes import build, silicon
+    from e3nn_accel.cli.shapes import build, silicon, structure
 
     generator = torch.get_rng_state()
     first, again = build("tiny").state_dict(), build("tiny").state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert torch.equal(torch.get_rng_state(), generator)
     assert [len(silicon(n)) for n in (8, 64, 65, 512)] == [8, 64, 216, 512]
+    assert structure("tiny", 8) == silicon(8)
+    water = [structure("off-large", n) for n in (1, 4, 648)]
+    assert [len(atoms) for atoms in water] == [3, 24, 648]
+    assert water[-1].get_chemical_formula() == "H432O216"
+    assert 0.9 < water[-1].get_masses().sum() / water[-1].get_volume() / 0.6022 < 1.1  # g/cm3
 
 
 # ---- tables

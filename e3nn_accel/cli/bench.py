@@ -153,13 +153,13 @@ def _inputs(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     if args.shape is None:
         model, structures = model_and_structures(args)
     else:
-        from e3nn_accel.cli.shapes import build, silicon
+        from e3nn_accel.cli.shapes import build, structure
         from e3nn_accel.structures import read_structures
 
         with readable():
             model = build(args.shape)
             if args.structures is None:
-                return model, [silicon(n) for n in args.atoms]
+                return model, [structure(args.shape, n) for n in args.atoms]
             structures = read_structures(args.structures)
     if args.structures is not None:
         return model, structures[:1]

@@ -25,6 +25,9 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "mp0-medium": Shape("128x0e + 128x1o", tuple(range(1, 90)), 6.0, 10, 60.0),
+    "off-large": Shape(
+        "192x0e + 192x1o + 192x2e", (1, 6, 7, 8, 9, 15, 16, 17, 35, 53), 5.0, 8, 60.0
+    ),
     "tiny": Shape("8x0e + 8x1o", (1, 8, 14), 4.0, 4, 10.0),
 }
 
@@ -65,6 +68,29 @@ def build(name: str) -> Any:
             atomic_inter_scale=1.0,
             atomic_inter_shift=0.0,
         )
+
+
+def structure(name: str, atoms: int) -> Any:
+    """At least so many atoms, of elements that the shape knows: silicon, or else water."""
+    return silicon(atoms) if 14 in SHAPES[name].elements else water(atoms)
+
+
+def water(atoms: int) -> Any:
+    """A periodic box of at least so many atoms in molecules that are turned at random, at the density of water."""
+    import ase.build
+
+    random, spacing = np.random.default_rng(0), 3.1
+    repeats = 1
+    while 3 * repeats**3 < atoms:
+        repeats += 1
+    found = ase.Atoms(cell=[spacing * repeats] * 3, pbc=True)
+    for place in np.ndindex(repeats, repeats, repeats):
+        molecule = ase.build.molecule("H2O")  # type: ignore[no-untyped-call]
+        molecule.rotate(random.uniform(0, 360), random.normal(size=3))
+        molecule.translate(spacing * np.array(place))
+        found += molecule
+    found.positions += random.normal(scale=0.03, size=found.positions.shape)
+    return found
 
 
 def silicon(atoms: int) -> Any:

@@ -1,10 +1,12 @@
 """Time whole calls of a model, eager and as a CUDA graph, with fresh inputs for every call.
 
-python tests/gpu/time_model_graphs.py [MODEL] [64,512,1000]
+python tests/gpu/time_model_graphs.py [MODEL or SHAPE] [64,512,1000]
+python tests/gpu/time_model_graphs.py off-large 648
 
-Without a model: MACE-MP-0 medium's shape, random weights, float32, silicon. A call is from having the
-batch's tensors to having its results on the device, which is waited for at the end of each call. "host"
-is the time until the call returns, with the device still at work. Medians with quartiles of 30 calls.
+Without a model: a shape of `bench`, MACE-MP-0 medium's if none is named, random weights, float32, silicon
+or water. A call is from having the batch's tensors to having its results on the device, which is waited for
+at the end of each call. "host" is the time until the call returns, with the device still at work. Medians
+with quartiles of 30 calls.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch
 
 import e3nn_accel
 from e3nn_accel import structures
-from e3nn_accel.cli.shapes import build, silicon
+from e3nn_accel.cli.shapes import SHAPES, build, structure
 from e3nn_accel.quantities import dtype_of
 
 CALLS, WARM_UP = 30, 8
@@ -59,16 +61,17 @@ def timed(model: Any, prepare: Callable[[], dict[str, Any]], stress: bool) -> tu
 def main(path: str = "", atoms: str = "64,1000") -> None:
     """Print a line for each size and way."""
     device = torch.device("cuda")
-    model: Any = structures.load_mace(path) if path else build("mp0-medium")
+    shape = path if path in SHAPES else "" if path else "mp0-medium"
+    model: Any = build(shape) if shape else structures.load_mace(path)
     model = model.to(device).requires_grad_(False).eval()
     dtype = dtype_of(model)
     torch.set_default_dtype(dtype)
-    print(torch.cuda.get_device_name(), path or "mp0-medium", dtype)
+    print(torch.cuda.get_device_name(), shape or path, dtype)
     for number in map(int, atoms.split(",")):
-        structure = structures.random_crystal(model, number) if path else silicon(number)
-        batch = structures.batch_of(model, structure, dtype)
+        atoms_of = structure(shape, number) if shape else structures.random_crystal(model, number)
+        batch = structures.batch_of(model, atoms_of, dtype)
         edges = batch["edge_index"].shape[1]
-        print(f"{len(structure)} atoms, {edges} edges")
+        print(f"{len(atoms_of)} atoms, {edges} edges")
         prepare = lambda: structures.cast(batch, dtype, device)  # noqa: B023, E731
         for stress in (False, True):
             for name, options in WAYS.items():

@@ -2,11 +2,12 @@
 
 python tests/gpu/time_training_steps.py [64,1000] [float32] [mp0-medium]
 
-A shape of `bench`, random weights, silicon. A step is from having the batch's tensors to the parameters' update on the
-device, which is waited for at the end of each; "host" is the time until the optimiser returned. Medians with
-quartiles of 20 steps; "peak" is what a step takes of the device's memory besides model, optimiser and batch.
-"ours" is captured at its third step and replayed; "eager" isn't; "torch's gathers" is eager, without quick
-gradients of what MACE takes by an index; "torch's second derivatives" without the kernel of the radial MLPs'.
+A shape of `bench`, random weights, silicon or water. A step is from having the batch's tensors to having
+updated the parameters on the device, which is waited for at the end of each; "host" is the time until the
+optimiser returned. Medians with quartiles of 20 steps; "peak" is what a step takes of the device's memory
+besides model, optimiser and batch. "ours" is captured at its third step and replayed; "eager" isn't; "torch's
+gathers" is eager, without quick gradients of what MACE takes by an index; "torch's second derivatives" without
+the kernel of the radial MLPs'.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch
 import e3nn_accel
 from e3nn_accel import structures
 from e3nn_accel.backends.cuda.radial_mlp_kernels import RadialMlpKernels
-from e3nn_accel.cli.shapes import build, silicon
+from e3nn_accel.cli.shapes import build, structure
 from e3nn_accel.graphs import eager
 from e3nn_accel.interception import suspend
 
@@ -129,9 +130,9 @@ def main(atoms: str = "64,1000", dtype_name: str = "float32", shape: str = "mp0-
     print(torch.cuda.get_device_name(), shape, dtype)
     e3nn_accel.enable()
     for number in map(int, atoms.split(",")):
-        structure = silicon(number)
-        batch = structures.cast(structures.batch_of(model, structure, dtype), dtype, device)
-        print(f"{len(structure)} atoms, {batch['edge_index'].shape[1]} edges", flush=True)
+        atoms_of = structure(shape, number)
+        batch = structures.cast(structures.batch_of(model, atoms_of, dtype), dtype, device)
+        print(f"{len(atoms_of)} atoms, {batch['edge_index'].shape[1]} edges", flush=True)
         for name, results in measure(model, batch).items():
             whole, host, peak = (list(column) for column in zip(*results, strict=True))
             line = (
