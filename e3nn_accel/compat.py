@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -251,6 +251,11 @@ def wigner_3j(l1: int, l2: int, l3: int) -> torch.Tensor:
 
 
 _captured_leaves: OfTensors[bool] = OfTensors()
+
+
+def zero_all(tensors: Sequence[torch.Tensor]) -> None:
+    """Fill each with zeros, by a kernel for all of a dtype."""
+    torch._foreach_zero_(list(tensors))
 
 
 def double_of(parameter: torch.nn.Parameter) -> torch.nn.Parameter:

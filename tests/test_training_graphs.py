@@ -21,6 +21,7 @@ from e3nn_accel.graphs.derivative import in_place_of_parameters
 from e3nn_accel.graphs.model_state import ENOUGH, RARE
 
 pytest.importorskip("mace")
+from slow_cases import slow_but
 from small_models import mace
 
 pytestmark = [pytest.mark.mace, pytest.mark.usefixtures("eager_e3nn")]
@@ -136,7 +137,10 @@ def _nothing() -> Any:
     return contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("only", ["energy", "forces", "stress", "node_energy", "node_feats"])
+@pytest.mark.parametrize(
+    "only",
+    slow_but(["energy", "forces", "stress", "node_energy", "node_feats"], "energy", "node_feats"),
+)
 def test_losses_of_one_result(model: Any, batch: dict[str, Any], only: str) -> None:
     """A parameter on which it doesn't depend has no gradient, as stock's, and not one of zeros."""
     stock = copy.deepcopy(model)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from e3nn_accel.compat import copy_all, double_of
+from e3nn_accel.compat import copy_all, double_of, zero_all
 from e3nn_accel.graphs.outputs import Live, NotCapturable, Produced
 from e3nn_accel.graphs.padding import Axis, Size
 
@@ -82,7 +82,7 @@ class Derivative:
     def load(self, grads: Sequence[torch.Tensor | None], size: Size) -> None:
         """Copy in gradients of the results of a call of this size; padding has none."""
         if size != self._size:
-            torch._foreach_zero_(list(self.given))
+            zero_all(self.given)
             self._zero, self._size = [True] * len(self.given), size
         targets, sources = [], []
         for n, (given, axis, grad) in enumerate(zip(self.given, self._axes, grads, strict=True)):
