@@ -27,6 +27,8 @@ class Output(NamedTuple):
     log: str
 
 
+FIRST_WITHOUT_CACHE = (13, 0)
+"""The version of NVRTC from which on it is told not to keep what it compiled."""
 SLOW_FROM = 100
 """The compute capability from which on NVRTC takes a hundred times as long for kernels like ours.
 
@@ -143,7 +145,7 @@ def cupy_compiler() -> Compiler:
         program = nvrtc.createProgram(source, name, (), ())
         try:
             try:
-                nvrtc.compileProgram(program, _with_target(options, target))
+                nvrtc.compileProgram(program, all_options(options, target, version))
             except nvrtc.NVRTCError as error:
                 log = nvrtc.getProgramLog(program)
                 raise CompileError(f"NVRTC: {name}: {error}", [log.strip()]) from None
@@ -152,7 +154,8 @@ def cupy_compiler() -> Compiler:
         finally:
             nvrtc.destroyProgram(program)
 
-    return Compiler(_dotted(nvrtc.getVersion()), tuple(sorted(nvrtc.getSupportedArchs())), run)
+    version = nvrtc.getVersion()
+    return Compiler(_dotted(version), tuple(sorted(nvrtc.getSupportedArchs())), run)
 
 
 def bindings_compiler() -> Compiler:
@@ -182,7 +185,7 @@ def bindings_compiler() -> Compiler:
     def run(source: str, name: str, options: Sequence[str], target: str) -> Output:
         program = checked(nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 0, [], []))
         try:
-            encoded = [option.encode() for option in _with_target(options, target)]
+            encoded = [option.encode() for option in all_options(options, target, version)]
             (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
             if int(status) != 0:
                 reason = nvrtc.nvrtcGetErrorString(status)[1].decode()
@@ -196,7 +199,8 @@ def bindings_compiler() -> Compiler:
             nvrtc.nvrtcDestroyProgram(program)
 
     architectures = checked(nvrtc.nvrtcGetSupportedArchs())
-    return Compiler(_dotted(checked(nvrtc.nvrtcVersion())), tuple(sorted(architectures)), run)
+    version = checked(nvrtc.nvrtcVersion())
+    return Compiler(_dotted(version), tuple(sorted(architectures)), run)
 
 
 def any_compiler() -> Compiler:
@@ -215,8 +219,14 @@ def any_compiler() -> Compiler:
     raise CompileError("there is no NVRTC here", reasons)
 
 
-def _with_target(options: Sequence[str], target: str) -> list[str]:
-    return [f"--gpu-architecture={target}", *options]
+def all_options(options: Sequence[str], target: str, version: Sequence[int]) -> list[str]:
+    """A program's options, for a target, of an NVRTC.
+
+    Since 12.9 NVRTC keeps what it compiled in the driver's cache, and what comes from there comes without the
+    report on registers. Its option against that is passed from 13.0 on; `KernelCache` keeps kernels itself.
+    """
+    uncached = ["--no-cache"] if tuple(version) >= FIRST_WITHOUT_CACHE else []
+    return [f"--gpu-architecture={target}", *uncached, *options]
 
 
 def _dotted(version: Iterable[int]) -> str:

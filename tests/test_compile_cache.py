@@ -22,6 +22,7 @@ from e3nn_accel.nvrtc import (
     CompileError,
     Compiler,
     Resources,
+    all_options,
     any_compiler,
     bindings_compiler,
     resources_in,
@@ -566,3 +567,14 @@ def test_any_compiler(nvrtc: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e3nn_accel.nvrtc.bindings_compiler", broken)
     with pytest.raises(CompileError, match="there is no NVRTC here"):
         any_compiler()
+
+
+def test_nvrtc_is_told_to_keep_nothing() -> None:
+    """What it takes from a cache of its own has no report on registers; older ones don't know the option."""
+    given = ("--ptxas-options=-v",)
+    assert all_options(given, "sm_90", (13, 5)) == [
+        "--gpu-architecture=sm_90",
+        "--no-cache",
+        *given,
+    ]
+    assert "--no-cache" not in all_options(given, "sm_90", [12, 9])
