@@ -131,6 +131,12 @@ def check_process(device: torch.device) -> None:
         raise RunsEagerly(reason)
 
 
+def several_processes() -> bool:
+    """Whether this one is of a group that trains together: captures beside NCCL haven't been shown to work."""
+    group = torch.distributed
+    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
+
+
 def read(
     data: Any, flags: tuple[str, ...], axes: Mapping[str, Axis], device: torch.device
 ) -> Request:

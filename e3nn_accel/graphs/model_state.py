@@ -138,6 +138,8 @@ class ModelState:
         if training and threading.current_thread() is not threading.main_thread():
             # autograd's thread, waiting for this one's lock, would be waited for by another's capture
             raise RunsEagerly("training in a thread that isn't the main one")
+        if training and eligibility.several_processes():
+            raise RunsEagerly("training in several processes")
         if not training and not self._always and not known.frozen():
             raise RunsEagerly("parameters require gradients")
 
