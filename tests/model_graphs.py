@@ -121,6 +121,11 @@ def fresh(batch: dict[str, Any]) -> dict[str, Any]:
     return {k: v.detach().clone() if torch.is_tensor(v) else v for k, v in batch.items()}
 
 
+def captures() -> int:
+    """Calls of models that were captured."""
+    return rows().get(("graph", "captured"), 0)
+
+
 def water(**options: Any) -> Any:
     """A molecule without a cell."""
     from ase.build import molecule

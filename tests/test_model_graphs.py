@@ -14,6 +14,7 @@ from model_graphs import (
     CpuLane,
     StandIn,
     batch_of,
+    captures,
     fresh,
     ice,
     replaying,
@@ -45,10 +46,6 @@ def model() -> Any:
 
 def replays() -> int:
     return rows().get(("graph", ""), 0)
-
-
-def captures() -> int:
-    return rows().get(("graph", "captured"), 0)
 
 
 def reasons() -> set[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_graphs import CpuLane, batch_of, fresh, ice, replaying, rows, water
+from model_graphs import CpuLane, batch_of, captures, fresh, ice, replaying, rows, water
 
 from e3nn_accel.graphs.derivative import in_place_of_parameters
 from e3nn_accel.graphs.model_state import ENOUGH, RARE
@@ -41,10 +41,6 @@ def model() -> Any:
 
 def replays() -> int:
     return rows().get(("graph", "training"), 0)
-
-
-def captures() -> int:
-    return rows().get(("graph", "captured"), 0)
 
 
 def loss_of(out: dict[str, Any], only: tuple[str, ...] = tuple(WEIGHTS)) -> torch.Tensor:
@@ -417,6 +413,20 @@ def test_other_threads(model: Any, batch: dict[str, Any]) -> None:
         thread.join()
         assert rows()["eager", "training in a thread that isn't the main one"] == 1
     agree(gradients(model), gradients(stock))
+
+
+def test_several_processes(
+    model: Any, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eager where they train together; a group of one is none."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with replaying():
+        for processes in (1, 2):
+            monkeypatch.setattr(torch.distributed, "get_world_size", lambda n=processes: n)
+            for _ in range(ENOUGH):
+                step(model, fresh(batch))
+        assert captures() == 1
+        assert rows()["eager", "training in several processes"] == ENOUGH
 
 
 def test_models_are_let_go(batch: dict[str, Any]) -> None:
