@@ -137,3 +137,22 @@ def test_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
         name = derivatives.gradient_of(name, (False, False, True))
         (found,) = derivatives.function_of(name)((g, *operands))
     torch.testing.assert_close(found, g[:, : found.shape[-1]].sum(0).view_as(found))
+
+
+@pytest.mark.parametrize("case", ["by species", "contraction"])
+def test_second_derivatives_by_species(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a gradient by features alone, which depends on node_attrs, too."""
+    plan, operands = planned(CASES[case][0](), monkeypatch)
+    name = derivatives.name_of(plan, PlanContext(torch.float64, torch.device("cpu"), Config()))
+    g = torch.randn_like(plan.run(*operands))
+    others = [False] * (len(operands) - 2)
+    first = derivatives.gradient_of(name, [True, False, *others])
+    second = derivatives.function_of(derivatives.gradient_of(first, [False, False, True, *others]))
+    direction = torch.randn_like(operands[0])
+    found = []
+    for known in (plan, replace(plan, gradients=None)):
+        derivatives._plans[name] = known
+        with torch.no_grad():
+            found.append(second((direction, g, *operands))[0])
+    assert float(found[1].norm()) > 1e-3
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)

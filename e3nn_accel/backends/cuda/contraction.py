@@ -51,7 +51,8 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
 
     def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
         x, node_attrs, *weights = operands
-        if any(wanted[1:]):
+        # by node_attrs nothing of these is differentiable
+        if any(wanted[1:]) or (node_attrs.requires_grad and torch.is_grad_enabled()):
             return None
         w = change_of_basis([weights[n] for n in used], basis)
         dx, _ = contraction_gradients(g, x, w, sort.nodes(node_attrs), kernels, (True, False))

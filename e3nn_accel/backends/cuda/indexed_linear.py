@@ -44,7 +44,10 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
 
     def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
         x, y, weight = operands
-        if wanted[1] or x.dim() != 2 or y.shape[:-1] != x.shape[:-1]:
+        # by species nothing of these is differentiable
+        if wanted[1] or (y.requires_grad and torch.is_grad_enabled()):
+            return None
+        if x.dim() != 2 or y.shape[:-1] != x.shape[:-1]:
             return None
         call = OneCall(kernels, y.detach().contiguous(), sort.nodes(y))
         dx, dw = weighted_gradients(g, x, flat(weight), call, (wanted[0], wanted[2]))
