@@ -11,6 +11,7 @@ from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import convolution_kernels
 from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution, Variant
+from e3nn_accel.overwriting import OVERWRITTEN, differentiated_once
 
 pytestmark = [
     pytest.mark.once,
@@ -84,6 +85,60 @@ def test_only_the_gradients_that_are_asked_for(wanted: str, hopper: list[Variant
     module, ends = every_path("8x0e+8x1o", "0e+1o", "0e+1o"), hub()
     check(module, ends, operands_of(module, 7, 60, torch.float64, wanted), torch.float64)
     assert ("backward", True) in kinds(hopper)
+
+
+@pytest.mark.parametrize("dtype", slow_but([torch.float32, torch.float64], torch.float64), ids=str)
+def test_a_gradient_over_the_weights(dtype: torch.dtype, hopper: list[Variant]) -> None:
+    """The same bits as beside them; a second walk through the graph is torch's error."""
+    module, ends = every_path("36x0e+36x1o", "0e+1o", "0e+1o").to(dtype), hub()
+    operands = operands_of(module, 7, ends.shape[1], dtype)
+    names, leaves = list(operands), list(operands.values())
+    with accelerated(backend="cuda", self_check=False):
+        convolve = fused(module, ends)
+        expected = torch.autograd.grad(convolve(operands).square().sum(), leaves)
+        with differentiated_once():
+            computed = {**operands, "weight": operands["weight"] * 1}
+            loss = convolve(computed).square().sum()
+        last = torch.autograd.grad(loss, [computed[n] for n in names], retain_graph=True)
+        found = [*last[:2], last[2].clone()]
+        assert last[2].data_ptr() == computed["weight"].data_ptr()
+        with pytest.raises(RuntimeError, match=OVERWRITTEN):
+            torch.autograd.grad(loss, leaves)
+    assert ("backward", True) in kinds(hopper)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("whose", ["a leaf", "not aligned", "differentiated twice"])
+def test_weights_that_are_kept(whose: str, hopper: list[Variant]) -> None:
+    """Those of the caller, those that another kernel reads, and those that second derivatives want."""
+    module, ends = every_path("8x0e+8x1o", "0e+1o", "0e+1o"), hub()
+    operands = operands_of(module, 7, ends.shape[1], torch.float64)
+    weight = operands["weight"]
+    if whose == "not aligned":
+        room = torch.empty(weight.numel() + 1, dtype=weight.dtype)
+        operands["weight"] = weight = room[1:].view_as(weight).copy_(weight * 1)
+    elif whose == "differentiated twice":
+        operands["weight"] = weight = weight * 1
+    before = weight.detach().clone()
+    with accelerated(backend="cuda", self_check=False), differentiated_once():
+        loss = fused(module, ends)(operands).square().sum()
+        gradient = torch.autograd.grad(
+            loss, list(operands.values()), create_graph=whose == "differentiated twice"
+        )[2]
+    assert torch.equal(weight, before)
+    assert gradient.data_ptr() != weight.data_ptr()
+
+
+def test_weights_that_something_else_keeps() -> None:
+    """Its gradient is torch's error rather than one of other weights."""
+    module, ends = every_path("8x0e+8x1o", "0e+1o", "0e+1o"), hub()
+    operands = operands_of(module, 7, ends.shape[1], torch.float64)
+    with accelerated(backend="cuda", self_check=False), differentiated_once():
+        weight = operands["weight"] * 1
+        squares = weight.square().sum()  # made before, so that its gradient comes after
+        loss = fused(module, ends)({**operands, "weight": weight}).square().sum() + squares
+        with pytest.raises(RuntimeError, match=OVERWRITTEN):
+            torch.autograd.grad(loss, list(operands.values()))
 
 
 def test_operands_that_are_not_aligned(hopper: list[Variant]) -> None:

@@ -8,12 +8,13 @@ import torch
 
 from e3nn_accel.graphs import eligibility, outputs, padding
 from e3nn_accel.graphs.buffers import StaticInputs
-from e3nn_accel.graphs.capture import Lane
+from e3nn_accel.graphs.capture import Lane, Recording, Run
 from e3nn_accel.graphs.derivative import Derivative, in_place_of_parameters
 from e3nn_accel.graphs.eligibility import Request
 from e3nn_accel.graphs.padding import Capacity
 from e3nn_accel.graphs.store import Captured
 from e3nn_accel.interception import stock_call
+from e3nn_accel.overwriting import OVERWRITTEN, differentiated_once
 
 
 def record(
@@ -35,7 +36,7 @@ def record(
     flags = eligibility.flags_to_pass(request.flags)
     forward = lambda batch: stock_call(module, (batch,), flags)  # noqa: E731
     if "training" not in request.flags:
-        recording = lane.record(lambda: outputs.produce(forward, inputs.tensors, capacity))
+        recording = of_inference(lane, lambda: outputs.produce(forward, inputs.tensors, capacity))
         return Captured(key, capacity, inputs, recording, lane)
     with in_place_of_parameters(module) as doubles:
         recording = lane.record(
@@ -43,3 +44,18 @@ def record(
             Derivative(doubles),
         )
     return Captured(key, capacity, inputs, recording, lane)
+
+
+def of_inference(lane: Lane, run: Run) -> Recording:
+    """Gradients overwrite what nobody reads any more; without that, where somebody does."""
+
+    def once() -> outputs.Produced:
+        with differentiated_once():
+            return run()
+
+    try:
+        return lane.record(once)
+    except RuntimeError as error:
+        if OVERWRITTEN not in str(error):
+            raise
+    return lane.record(run)

@@ -20,6 +20,7 @@ import torch
 
 from e3nn_accel.compat import gradients_wanted
 from e3nn_accel.groupings import Neighbours
+from e3nn_accel.overwriting import may_overwrite
 
 Optional4 = tuple[torch.Tensor | None, ...]
 
@@ -44,8 +45,9 @@ class ConvolutionKernels(Protocol):
         w: torch.Tensor,
         graph: Neighbours,
         wanted: tuple[bool, bool, bool],
+        over_w: bool = False,
     ) -> Optional4:
-        """(dx, dy, dw), None where not wanted."""
+        """(dx, dy, dw), None where not wanted; dw may be written over w where that is allowed."""
         ...
 
     def double(
@@ -101,7 +103,7 @@ class _Forward(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Any, kernels: Any
     ) -> torch.Tensor:
         ctx.save_for_backward(x, y, w)  # these and no copies: second derivatives go back to them
-        ctx.graph, ctx.kernels = graph, kernels
+        ctx.graph, ctx.kernels, ctx.once = graph, kernels, may_overwrite()
         out: torch.Tensor = kernels.forward(*_contiguous(x, y, w), graph)
         return out
 
@@ -109,8 +111,22 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, y, w = ctx.saved_tensors
         wanted: Any = gradients_wanted(ctx, 3)
+        if ctx.once and wanted[2] and not torch.is_grad_enabled():
+            return *_over_weights(grads[0], x, y, w, ctx, wanted), None, None
         found = convolution_gradients(grads[0], x, y, w, ctx.graph, ctx.kernels, wanted)
         return (*found, None, None)
+
+
+def _over_weights(
+    g: torch.Tensor, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, ctx: Any, wanted: Any
+) -> Optional4:
+    """(dx, dy, dw) where w is read for the last time; a leaf of autograd's graph belongs to others."""
+    operands = _contiguous(g, x, y, w)
+    dx, dy, dw = ctx.kernels.backward(*operands, ctx.graph, wanted, w.grad_fn is not None)
+    if dw is not None and dw.data_ptr() == w.data_ptr():
+        torch.autograd.graph.increment_version(w)
+        dw = dw.detach()
+    return dx, dy, dw
 
 
 class _Backward(torch.autograd.Function):

@@ -193,12 +193,17 @@ class FusedConvolution:
         w: torch.Tensor,
         graph: Neighbours,
         wanted: Wanted,
+        over_w: bool = False,
     ) -> tuple[torch.Tensor | None, ...]:
-        """(dx, dy, dw), None where not wanted."""
+        """(dx, dy, dw), None where not wanted.
+
+        With ``over_w`` a staged kernel writes dw over w: a row leaves from where it came in, by the one block
+        that asked for it. The others read weights through the cache of what isn't written to.
+        """
         if not any(wanted):
             return None, None, None
         variant = self.variant("backward", wanted, (x, w))
-        sums = Sums(self, x, y, w, graph, variant)
+        sums = Sums(self, x, y, w, graph, variant, over_w)
         for kernel, part in self.kernels(variant, x.device):
             grid, block, shared = _launch(graph, part.layout)
             grid = *grid[:2], shares(part.layout, graph.nodes, len(y), multiprocessors(x.device))

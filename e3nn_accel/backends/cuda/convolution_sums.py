@@ -39,13 +39,18 @@ class Sums:
         w: torch.Tensor,
         graph: Neighbours,
         variant: Variant,
+        over_w: bool = False,
     ) -> None:
         self.owner, self.graph, self.variant, self.like = owner, graph, variant, y
         written = owner.all_inputs and not variant.atomics
         want_x, want_y, want_w = variant.wanted
         self.dx = (x.new_empty if written else x.new_zeros)(x.shape) if want_x else None
         self.dy = (y.new_empty if owner.direct_second else y.new_zeros)(y.shape) if want_y else None
-        self.dw = (w.new_empty if owner.all_weights else w.new_zeros)(w.shape) if want_w else None
+        self.dw = None
+        if want_w and over_w and variant.staged and owner.all_weights:
+            self.dw = w
+        elif want_w:
+            self.dw = (w.new_empty if owner.all_weights else w.new_zeros)(w.shape)
 
     def of(self, part: Part) -> Partial:
         """Buffers for one group."""
