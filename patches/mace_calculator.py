@@ -1,4 +1,4 @@
-"""MACECalculator: batches whose neighbours are found from the last step's (`e3nn_accel.neighbours`)."""
+"""MACECalculator: batches whose neighbours are found from the last step's, and what is asked before (`neighbours`)."""
 
 from __future__ import annotations
 
@@ -42,5 +42,13 @@ def methods_for(cls: Any, calls: CalculatorCalls) -> dict[str, Callable[..., Any
     ) -> None:
         calls.calculate(self, atoms, properties, system_changes)
 
-    calls.ours = {"_atoms_to_batch": _atoms_to_batch, "calculate": calculate}
+    @functools.wraps(calls.stock["check_state"])
+    def check_state(self: Any, atoms: Any, tol: float = 1e-15) -> Any:
+        return calls.changes(self, atoms, tol)
+
+    calls.ours = {
+        "_atoms_to_batch": _atoms_to_batch,
+        "calculate": calculate,
+        "check_state": check_state,
+    }
     return calls.ours

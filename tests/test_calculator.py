@@ -466,3 +466,93 @@ def test_an_unknown_version_keeps_its_calculator(monkeypatch: pytest.MonkeyPatch
         assert mace_calculators.MACECalculator.calculate is stock
         assert switch.active.dispatcher is not None
         assert "isn't known" in switch.active.dispatcher.registry.problems["MACECalculator"]
+
+
+def _nothing(atoms: Any) -> None:
+    pass
+
+
+def _moved(atoms: Any) -> None:
+    atoms.positions[1, 2] += 1e-3
+
+
+def _moved_by_rounding(atoms: Any) -> None:
+    atoms.positions[0, 0] = np.nextafter(atoms.positions[0, 0], np.inf)
+
+
+def _not_a_number(atoms: Any) -> None:
+    atoms.positions[2, 1] = np.nan
+
+
+def _strained(atoms: Any) -> None:
+    atoms.set_cell(1.01 * atoms.cell.array, scale_atoms=True)
+
+
+def _open(atoms: Any) -> None:
+    atoms.pbc = [True, False, True]
+
+
+def _other_elements(atoms: Any) -> None:
+    atoms.numbers[:] = 8
+
+
+def _magnetic(atoms: Any) -> None:
+    atoms.set_initial_magnetic_moments([0.5] * len(atoms))
+
+
+def _charged(atoms: Any) -> None:
+    atoms.set_initial_charges([0.1] * len(atoms))
+    atoms.positions += 0.1
+
+
+def _with_info(atoms: Any) -> None:
+    atoms.info["head"] = "another"
+
+
+def _fewer(atoms: Any) -> None:
+    del atoms[-1]
+
+
+def _fast(atoms: Any) -> None:
+    atoms.set_momenta(np.ones((len(atoms), 3)))
+
+
+CHANGES = [
+    _nothing, _moved, _moved_by_rounding, _not_a_number, _strained, _open, _other_elements, _magnetic, _charged,
+    _with_info, _fewer, _fast,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tolerance", [1e-15, 1e-2])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
+def test_changes_are_ases(change: Callable[[Any], None], tolerance: float) -> None:
+    calc = calculator()
+    calc.atoms, atoms = ice(1), ice(1)
+    change(atoms)
+    stock = calc.check_state(atoms, tol=tolerance)
+    with e3nn_accel.enabled(**ALONE):
+        assert set(calc.check_state(atoms, tol=tolerance)) == set(stock)
+        assert set(calc.check_state(atoms, tolerance)) == set(stock)
+
+
+def test_changes_without_a_last_structure_or_that_are_ignored() -> None:
+    calc = calculator()
+    with e3nn_accel.enabled(**ALONE):
+        assert len(calc.check_state(ice(1))) == 6  # whatever ASE knows
+        calc.atoms, calc.ignored_changes = ice(1), {"positions"}
+        moved = ice(1)
+        _moved(moved)
+        assert calc.check_state(moved) == []
+
+
+def test_plain_changes_are_not_asked_of_ase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Molecular dynamics compares the same structure, and one whose atoms moved."""
+    from ase.calculators import calculator as ase_calculator
+
+    calc = calculator()
+    calc.atoms, moved = ice(1), ice(1)
+    _moved(moved)
+    with e3nn_accel.enabled(**ALONE):
+        monkeypatch.delattr(ase_calculator, "compare_atoms")
+        assert calc.check_state(ice(1)) == []
+        assert calc.check_state(moved) == ["positions"]

@@ -7,6 +7,7 @@ last call gets MACE's own batch.
     calls.py     the calls of every calculator
     state.py     those of one: reused, or MACE's own batch with the reason
     frame.py     what a batch was made of besides positions, and whether that is so still
+    changes.py   what has changed since the last results, which ASE asks before every property
     pairs.py     pairs somewhat beyond the cutoff, and the edges among them
     results.py   from the model's results to ASE's, in one transfer
 """

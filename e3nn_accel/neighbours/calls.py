@@ -8,11 +8,12 @@ from weakref import WeakKeyDictionary
 
 from e3nn_accel import generation
 from e3nn_accel.interception import suspended
+from e3nn_accel.neighbours.changes import plain_changes
 from e3nn_accel.neighbours.results import results_of
 from e3nn_accel.neighbours.state import CalculatorState
 from e3nn_accel.runner import Runner
 
-REPLACED = ("_atoms_to_batch", "calculate")
+REPLACED = ("_atoms_to_batch", "calculate", "check_state")
 SHORT_CUT = ("_clone_batch", "_create_result_tensors", "_slice_real_outputs")
 """Steps of MACE's `calculate` that ours takes in one."""
 
@@ -39,6 +40,15 @@ class CalculatorCalls:
         if state is None:
             return self.stock["_atoms_to_batch"](calculator, atoms)
         return state.batch(calculator, atoms)
+
+    def changes(self, calculator: Any, atoms: Any, tolerance: float) -> Any:
+        """What ASE says has changed since the last results."""
+        found = None
+        if self._state(calculator) is not None:
+            found = plain_changes(calculator, atoms, tolerance)
+        if found is None:
+            return self.stock["check_state"](calculator, atoms, tolerance)
+        return found
 
     def calculate(self, calculator: Any, atoms: Any, *rest: Any) -> None:
         """Set ``calculator.results``."""
