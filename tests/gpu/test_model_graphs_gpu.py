@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -18,7 +20,7 @@ from model_graphs import fresh, rows
 import e3nn_accel
 from e3nn_accel import structures
 from e3nn_accel.cli.shapes import build, silicon
-from e3nn_accel.graphs import capture
+from e3nn_accel.graphs import capture, record
 from e3nn_accel.graphs import eager as graphs_eager
 
 pytest.importorskip("mace", reason="MACE isn't installed")
@@ -130,6 +132,29 @@ def test_large_model(backend: str) -> None:
         assert counted() == (1, 1, [])
     error = (found["forces"] - expected["forces"]).norm() / expected["forces"].norm()
     assert error < 1e-5
+
+
+def test_gradients_take_the_place_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where whole rows are moved: the same bits in less memory, by those of the larger layer at least."""
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("the kernels that write over weights are those of compute capability 9.0")
+    model = build("mp0-medium").cuda().requires_grad_(False)
+    batch = structures.batch_of(model, silicon(216), torch.float32)
+    batch = structures.cast(batch, torch.float32, torch.device("cuda"))
+    edges, paths = batch["edge_index"].shape[1], 10
+    found = {}
+    for way in ("over the weights", "beside them"):
+        if way == "beside them":
+            monkeypatch.setattr(record, "differentiated_once", contextlib.nullcontext)
+        with e3nn_accel.enabled(graph="1", **BACKEND):
+            call(model, batch, compute_stress=True)
+            out = call(model, batch, compute_stress=True)
+            assert counted() == (1, 1, [])
+            [mebibytes] = re.findall(r"(\d+) MiB", str(e3nn_accel.report()))
+        found[way] = int(mebibytes), out["forces"], out["stress"]
+    (less, *ours), (more, *theirs) = found.values()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert more - less >= 0.9 * edges * paths * 128 * 4 / 2**20
 
 
 @STRESS
