@@ -1,12 +1,13 @@
 """Time whole calls of a model, eager and as a CUDA graph, with fresh inputs for every call.
 
-python tests/gpu/time_model_graphs.py [MODEL or SHAPE] [64,512,1000]
+python tests/gpu/time_model_graphs.py [MODEL or SHAPE] [64,512,1000] [float32|float64]
 python tests/gpu/time_model_graphs.py off-large 648
+python tests/gpu/time_model_graphs.py mp0-medium 1000 float64
 
-Without a model: a shape of `bench`, MACE-MP-0 medium's if none is named, random weights, float32, silicon
-or water. A call is from having the batch's tensors to having its results on the device, which is waited for
-at the end of each call. "host" is the time until the call returns, with the device still at work. Medians
-with quartiles of 30 calls.
+Without a model: a shape of `bench`, MACE-MP-0 medium's if none is named, random weights, silicon or water.
+float32 unless a model's file says otherwise. A call is from having the batch's tensors to having its results
+on the device, which is waited for at the end of each call. "host" is the time until the call returns, with the
+device still at work. Medians with quartiles of 30 calls.
 """
 
 from __future__ import annotations
@@ -58,13 +59,14 @@ def timed(model: Any, prepare: Callable[[], dict[str, Any]], stress: bool) -> tu
     return spread(whole), spread(host)
 
 
-def main(path: str = "", atoms: str = "64,1000") -> None:
+def main(path: str = "", atoms: str = "64,1000", precision: str = "") -> None:
     """Print a line for each size and way."""
     device = torch.device("cuda")
     shape = path if path in SHAPES else "" if path else "mp0-medium"
     model: Any = build(shape) if shape else structures.load_mace(path)
     model = model.to(device).requires_grad_(False).eval()
-    dtype = dtype_of(model)
+    dtype = getattr(torch, precision) if precision else dtype_of(model)
+    model = model.to(dtype)
     torch.set_default_dtype(dtype)
     print(torch.cuda.get_device_name(), shape or path, dtype)
     for number in map(int, atoms.split(",")):
