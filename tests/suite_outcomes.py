@@ -1,7 +1,7 @@
-"""Run pytest and write what became of each test: python tests/suite_outcomes.py [--mirrored] OUT.json [pytest's].
+"""Run pytest and write what became of each test: python tests/suite_outcomes.py [--mirrored N] OUT.json [pytest's].
 
 A program of its own, for `other_suites.py`: it runs in the process of the suite, and imports nothing of ours.
-With ``--mirrored`` the rounding errors of stock e3nn have the other sign (`mirrored_rounding.py`).
+With ``--mirrored`` stock e3nn has other rounding errors (`mirrored_rounding.py`).
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def main(out: str, *given: str) -> int:
     if out == "--mirrored":
         from mirrored_rounding import MirroredRounding
 
-        out, *arguments = arguments
-        plugins.append(MirroredRounding())
+        seed, out, *arguments = arguments
+        plugins.append(MirroredRounding(int(seed)))
     del sys.path[0]  # the folder of our own tests, of which the suite is to see nothing
     if not entry_points(group="pytest11", name="e3nn_accel"):
         arguments = ["-p", "e3nn_accel.pytest_plugin", *arguments]

@@ -11,7 +11,7 @@ next; its parts are those of `e3nn-accel bench --profile`, each until the device
 --drift: NVE at 300 K with the shipped checkpoint, water and ethanol, stock and ours from the same start; the
 slope of the total energy by least squares, per atom, and its fluctuation; of several starts the mean slope,
 with its standard error: in float32 trajectories part, and a slope by itself is partly chance. Starts that run at
-once, each in a process of its own, are slower each: no time of theirs says anything.
+once, each in a process of its own, on all devices in turn, are slower each: no time of theirs says anything.
 """
 
 from __future__ import annotations
@@ -142,6 +142,8 @@ def drift(args: argparse.Namespace) -> None:
 def drifts_of(start: Any, args: argparse.Namespace, seed: int) -> tuple[float, float]:
     """Stock's and ours from the same start."""
     structures.import_mace()
+    if args.at_once > 1 and args.device == "cuda":
+        torch.cuda.set_device(seed % torch.cuda.device_count())
     return drift_of(start, "stock", seed, args), drift_of(start, "ours", seed, args)
 
 
