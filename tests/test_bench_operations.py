@@ -46,6 +46,19 @@ def test_ours_and_stock_compute_the_same_on_nodes(operation: NodeOperation) -> N
         assert torch.equal(here.attrs.argmax(1), here.species)
 
 
+def test_constants_have_the_precision_of_the_operands() -> None:
+    """Those of a float32 module that was made float64 are others, and a contraction's couplings less dependent."""
+    pytest.importorskip("mace", reason="MACE isn't installed")
+    [operation] = (o for o in NODE_OPERATIONS if o.name == "contraction")
+    for module in (
+        work(BY_NAME["mace layer 2"], 300, torch.float64, CPU).module,
+        node_work(operation, 300, torch.float64, CPU).module,
+    ):
+        constants = [t for t in module.buffers() if t.numel() > 1 and t.is_floating_point()]
+        assert any(not torch.equal(t.float().double(), t) for t in constants)
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_mace_layer_2_has_the_shape_it_stands_for() -> None:
     """10 paths of 128 channels, outputs up to l = 3, 30 edges a node."""
     here = work(BY_NAME["mace layer 2"], 300, torch.float32, CPU)

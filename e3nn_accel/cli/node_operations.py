@@ -15,6 +15,7 @@ import torch
 
 from e3nn_accel.cli.products import EDGES_A_NODE, SH3
 from e3nn_accel.interception import stock_call
+from e3nn_accel.structures import default_dtype
 
 HIDDEN = "128x0e+128x1o"
 ALL = "128x0e+128x1o+128x2e+128x3o"
@@ -110,7 +111,8 @@ def node_work(
     """
     nodes = max(2, round(edges / EDGES_A_NODE * operation.share))
     torch.manual_seed(0)
-    module = _module(operation).to(device, dtype).requires_grad_(False)
+    with default_dtype(dtype):  # couplings of a float32 module aren't as dependent as exact ones
+        module = _module(operation).to(device, dtype).requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn((nodes, *_features(operation)), generator=generator, device=device, dtype=dtype)
     if operation.kind == "radial":

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from e3nn_accel.interception import stock_call
+from e3nn_accel.structures import default_dtype
 
 SH3 = "0e+1o+2e+3o"
 EDGES_A_NODE = 30
@@ -120,9 +121,10 @@ def work(product: Product, edges: int, dtype: torch.dtype, device: torch.device)
 
     irreps1, irreps2 = o3.Irreps(product.irreps1), o3.Irreps(product.irreps2)
     outputs, instructions = _instructions(product, irreps1, irreps2)
-    module = o3.TensorProduct(
-        irreps1, irreps2, outputs, instructions, shared_weights=False, internal_weights=False
-    ).to(device, dtype)
+    with default_dtype(dtype):  # constants of a float32 module are no float64 ones in float64
+        module = o3.TensorProduct(
+            irreps1, irreps2, outputs, instructions, shared_weights=False, internal_weights=False
+        ).to(device, dtype)
     rows = max(2, round(edges * product.share))
     nodes = max(2, rows // product.edges_a_node)
     generator = torch.Generator(device).manual_seed(0)
