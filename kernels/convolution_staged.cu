@@ -5,7 +5,8 @@
 // weights and the sender's features, SLOTS edges ahead, into a ring in shared memory; each thread
 // reads its channel there. Derivatives replace weights and features in the slot and leave by the
 // copy engine too, so the loop over edges has no load or store of global memory, and the registers
-// that held the next edge are free for more blocks.
+// that held the next edge are free for more blocks. Backward, dw may be the weights' own memory: a row is
+// written after it was read, by the block that alone has its edge.
 //
 // A slot's turn: filled (`full`, by bytes) -> read, in derivatives overwritten (`done`, one arrival a
 // warp) -> in derivatives copied out -> asked for again, one edge later, when the other warps have
@@ -295,10 +296,10 @@ __device__ __forceinline__ void store_second(const Stage& s, real* dy, int batch
 
 #if BACKWARD
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-convolution_backward(const real* __restrict__ x, const real* __restrict__ y, const real* __restrict__ weights,
+convolution_backward(const real* __restrict__ x, const real* __restrict__ y, const real* weights,
                      const real* __restrict__ grad, const int* __restrict__ order, const int* __restrict__ senders,
                      const int* __restrict__ first, long long all, real* __restrict__ dx,
-                     real* __restrict__ dy, real* __restrict__ dw) {
+                     real* __restrict__ dy, real* dw) {
     extern __shared__ __align__(128) unsigned char memory[];
     Stage& s = *reinterpret_cast<Stage*>(memory);
     const int node = blockIdx.x, u = threadIdx.x;
