@@ -26,6 +26,15 @@ CASES = {
     "no channels": ("2x0e+0x1o", "3x0e+2x1o+0x0e"),
 }
 
+IN_HALVES = {
+    "whole tiles": ("64x0e+128x1o", "128x0e+128x1o"),
+    "parts of tiles": ("36x0e+20x1o+4x2e", "8x2e+44x0e+132x1o+4x3o"),
+    "several paths": ("32x0e+16x1o+48x0e+20x1o", "20x1o+64x0e+12x1o"),
+    "scalars": ("64x0e", "192x0e"),
+    "degree 7": ("16x7o", "16x7o"),
+}
+"""Rows that are copied four numbers at a time."""
+
 
 def check(
     module: Any, x: torch.Tensor, dtype: torch.dtype, device: str = "cpu", **given: torch.Tensor
@@ -62,6 +71,29 @@ def check(
 def built(*irreps: str, **given: int | list[bool]) -> Any:
     """With random weights."""
     return randomise(o3.Linear(*irreps, **given), 1)
+
+
+def scaled(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Errors of rows, columns and inputs of very different sizes, and what they are measured by.
+
+    By the norms of a row of the input and a column of the weights, whose product is their result's size.
+    """
+    module = built("96x0e", "64x0e").to(device)
+    rows, columns = (10 ** (4 * draw((n, 1), n)).to(device) for n in (200, 64))
+    x = (rows * draw((200, 96), 1).to(device)).float()
+    with torch.no_grad():
+        module.weight.copy_((module.weight.view(96, 64) * columns.T).flatten())
+    x[7, 3:] *= 1e-12  # nothing but its first numbers counts
+    x[11] = 0
+    ours = copy.deepcopy(module).float()
+    module.load_state_dict(ours.state_dict())  # the same numbers, rounded once
+    with accelerated(self_check=False, backend="cuda"), torch.no_grad():
+        found = ours(x)
+        assert usage(ours) == {("linear", "cuda"): 1}
+    with torch.no_grad():
+        exact = module(x.double())
+    sizes = x.double().norm(dim=1)[:, None] * module.weight.view(96, 64).norm(dim=0) / 96**0.5
+    return (found.double() - exact).abs(), sizes
 
 
 def shrinkage(device: str = "cpu", width: int = 64, rows: int = 1000) -> dict[str, float]:

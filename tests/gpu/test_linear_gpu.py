@@ -14,8 +14,10 @@ import pytest
 import torch
 from comparison import accelerated, draw, usage
 from e3nn import o3
-from linear_parity import CASES, built, check, shrinkage
+from linear_parity import CASES, IN_HALVES, built, check, scaled, shrinkage
 from replays import assert_replay_equals_eager, warmed_up
+
+from e3nn_accel.backends.cuda import indexed_linear_launch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,10 +37,26 @@ def test_values_and_derivatives(case: str, rows: int, dtype: torch.dtype) -> Non
     check(module, x, dtype, device="cuda")
 
 
+@pytest.mark.parametrize("rows", [1, 70, 5000])
+@pytest.mark.parametrize("case", IN_HALVES)
+def test_in_halves(case: str, rows: int) -> None:
+    """Of many rows and of few."""
+    module = built(*IN_HALVES[case])
+    x = draw((rows, module.irreps_in.dim), 3).requires_grad_()
+    check(module, x, torch.float32, device="cuda")
+
+
+def test_sizes_of_rows_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is lost beside others."""
+    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
+    errors, sizes = scaled("cuda")
+    assert (errors <= 1e-6 * sizes).all()
+
+
 @pytest.mark.parametrize("width", [16, 64, 256])
 def test_errors_of_single_precision_do_not_add_up(width: int) -> None:
     """As they would if nothing made up for tensor cores that round towards zero: it is 5e-8 then."""
-    found = shrinkage("cuda", width, rows=4000)
+    found = shrinkage("cuda", width, rows=40000)
     assert max(map(abs, found.values())) < 1.5e-8, found
 
 

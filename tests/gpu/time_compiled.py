@@ -1,7 +1,7 @@
 """Time models under torch.compile, as MACE prepares them, stock and accelerated, beside eager calls and our CUDA graph.
 
 python tests/gpu/time_compiled.py [--device cuda] [--shape mp0-medium] [--atoms 64,1000] [--dtype float32]
-    [--modes default,reduce-overhead] [--calls 30]
+    [--modes default,reduce-overhead] [--calls 30] [--training]
 python tests/gpu/time_compiled.py --device cpu --shape tiny --atoms 8 --modes default    does it run? minutes
 
 A call gives energy and forces of silicon, from having the batch's tensors (fresh ones for every call) to having
@@ -11,6 +11,9 @@ too), of fixed sizes, which suits the compiler best. "ours, compiled" has our op
 "ours, CUDA graph" isn't compiled, and needs a GPU. All ways take turns of a few calls in one process, and the
 first call of a turn isn't counted. Medians with quartiles; the largest difference of forces from "stock",
 relative to the largest force; and how long the first call took, in which the compiler works.
+
+With ``--training`` weights aren't frozen, and a call goes on to the gradients by all weights of a loss of energies
+and forces; these gradients are what is compared then, each relative to the largest of its parameter.
 """
 
 from __future__ import annotations
@@ -44,20 +47,22 @@ class Way:
     name: str
     model: Any
     call: Callable[[Batch], Any]
+    measured: Callable[[Way, Batch], dict[str, torch.Tensor]]
     first: float = 0.0
-    forces: torch.Tensor | None = None
+    compared: dict[str, torch.Tensor] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     failure: str = ""
 
 
 def frozen(model: Any, options: argparse.Namespace) -> Any:
-    """As MACECalculator has its models."""
-    return model.to(options.device, getattr(torch, options.dtype)).requires_grad_(False).eval()
+    """As MACECalculator has its models, or as a training run has them."""
+    model = model.to(options.device, getattr(torch, options.dtype))
+    return model.train() if options.training else model.requires_grad_(False).eval()
 
 
-def eager(model: Any) -> Callable[[Batch], Any]:
+def eager(model: Any, training: bool) -> Callable[[Batch], Any]:
     """An ordinary call."""
-    return lambda batch: model(batch)
+    return lambda batch: model(batch, training=training)
 
 
 def compiled(model: Any, mode: str) -> Callable[[Batch], Any]:
@@ -82,16 +87,33 @@ def ways(options: argparse.Namespace) -> Iterator[Way]:
     def prepared_model() -> Any:
         return frozen(prepare(build)(options.shape), options)
 
-    yield Way(STOCK, model := eager_model(), eager(model))
-    yield Way("ours, eager", model := e3nn_accel.accelerate(eager_model(), graph="0"), eager(model))
+    training = options.training
+    measured = weight_gradients if training else forces
+    yield Way(STOCK, model := eager_model(), eager(model, training), measured)
+    model = e3nn_accel.accelerate(eager_model(), graph="0")
+    yield Way("ours, eager", model, eager(model, training), measured)
     if options.device == "cuda":
         model = e3nn_accel.accelerate(eager_model(), graph="1")
-        yield Way("ours, CUDA graph", model, eager(model))
+        yield Way("ours, CUDA graph", model, eager(model, training), measured)
     for mode in options.modes:
         model = prepared_model()
-        yield Way(f"stock, compiled, {mode}", model, compiled(model, mode))
+        yield Way(f"stock, compiled, {mode}", model, compiled(model, mode), measured)
         model = e3nn_accel.accelerate(prepared_model(), graph="0")
-        yield Way(f"ours, compiled, {mode}", model, compiled(model, mode))
+        yield Way(f"ours, compiled, {mode}", model, compiled(model, mode), measured)
+
+
+def forces(way: Way, batch: Batch) -> dict[str, torch.Tensor]:
+    """Of one call."""
+    return {"forces": way.call(batch)["forces"].detach()}
+
+
+def weight_gradients(way: Way, batch: Batch) -> dict[str, torch.Tensor]:
+    """Of one step's loss, by the names of those that it depends on."""
+    out = way.call(batch)
+    loss = out["energy"].square().sum() + out["forces"].square().sum()
+    named = dict(way.model.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {name: g for name, g in zip(named, found, strict=True) if g is not None}
 
 
 def timed(way: Way, batch: Batch) -> float:
@@ -99,10 +121,10 @@ def timed(way: Way, batch: Batch) -> float:
     wait = torch.cuda.synchronize if batch["positions"].is_cuda else lambda: None
     wait()
     started = time.perf_counter()
-    out = way.call(batch)
+    found = way.measured(way, batch)
     wait()
     seconds = time.perf_counter() - started
-    way.forces = out["forces"].detach().clone()
+    way.compared = {name: tensor.clone() for name, tensor in found.items()}
     return seconds
 
 
@@ -131,11 +153,22 @@ def show(way: Way, stock: Way) -> None:
     if way.failure:
         print(f"  {way.name:30s} failed: {way.failure}")
         return
-    assert way.forces is not None
-    assert stock.forces is not None
-    difference = (way.forces - stock.forces).abs().max() / stock.forces.abs().max()
     times = f"{way.name:30s} {milliseconds(Spread.of(way.seconds)):24s} ms"
-    print(f"  {times}, forces {difference:.1e}, first call {way.first:.1f} s")
+    print(f"  {times}, {difference(way, stock)}, first call {way.first:.1f} s")
+
+
+def difference(way: Way, stock: Way) -> str:
+    """The largest from stock's, of how many tensors that both have."""
+    both = way.compared.keys() & stock.compared.keys()
+    largest = max(
+        float(
+            (way.compared[name] - stock.compared[name]).abs().max()
+            / stock.compared[name].abs().max()
+        )
+        for name in both
+    )
+    of = ", ".join(both) if len(both) == 1 else f"{len(both)} of {len(stock.compared)} gradients"
+    return f"{of} {largest:.1e}"
 
 
 def where(model: Any) -> str:
@@ -153,6 +186,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument("--modes", default="default,reduce-overhead", help="of torch.compile")
     parser.add_argument("--calls", type=int, default=30)
+    parser.add_argument(
+        "--training", action="store_true", help="a loss's gradients by the weights, too"
+    )
     options = parser.parse_args()
     options.modes = options.modes.split(",")
     dtype = getattr(torch, options.dtype)

@@ -5,15 +5,15 @@ python tests/gpu/tune_linear.py "linear after conv" float32 72       of so many 
 python tests/gpu/tune_linear.py "linear after conv" float32 0 tf32   of all, in that precision
 python tests/gpu/tune_linear.py chosen float32                       every case, in the layout that is chosen
 
-What `MatrixPaths.layout` says of an H100 was found by this. Times are the device's own, of calls replayed by a
-CUDA graph; errors are relative, against the first layout's result.
+What `MatrixPaths.layout` and `cut_of` say of an H100 was found by this. Times are the device's own, of calls
+replayed by a CUDA graph; errors are relative, against the first layout's result.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 from unittest import mock
@@ -24,9 +24,11 @@ import torch
 from e3nn import o3
 from tune_convolution import milliseconds
 
+from e3nn_accel.backends.cuda import linear_in_halves
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_layout import TILE, Layout
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.linear_in_halves import Cut, LinearInHalves
 from e3nn_accel.config import Config, Precision
 from e3nn_accel.descriptor import LinearDescriptor, TensorProductDescriptor
 from e3nn_accel.groupings import in_torch
@@ -53,6 +55,11 @@ CASES = {
     "last radial layer": Case("64x0e", "1280x0e", 187000),
 }
 LAYOUTS = [Layout(*both) for both in product((32, 64, 128), (2, 3, 4))]
+CUTS = [
+    Cut(64, 64, 16, 4, 4), Cut(64, 64, 32, 2, 3), Cut(64, 64, 32, 3, 3), Cut(64, 64, 32, 3, 4),
+    Cut(64, 128, 16, 3, 3), Cut(64, 128, 32, 2, 2), Cut(64, 128, 32, 2, 3), Cut(64, 128, 32, 3, 3),
+    Cut(128, 64, 32, 2, 2), Cut(128, 64, 32, 2, 3),
+]  # fmt: skip
 
 
 def call_of(case: Case, dtype: torch.dtype, precision: Precision) -> OneCall:
@@ -87,7 +94,12 @@ def replayed(run: Callable[[], object], calls: int = 10) -> float:
 
 
 def time_kinds(
-    case: Case, dtype: torch.dtype, precision: Precision, exact: dict[str, Any], label: object
+    case: Case,
+    dtype: torch.dtype,
+    precision: Precision,
+    exact: dict[str, Any],
+    label: object,
+    kinds: Sequence[str] = KINDS,
 ) -> None:
     """Print a line for each kernel, with its difference from the first result of its kind."""
     torch.manual_seed(1)
@@ -97,7 +109,7 @@ def time_kinds(
     x, g = draw(case.rows, paths.in_row), draw(case.rows, paths.out_row)
     w = draw(paths.weights)
     operands = {"forward": (x, w), "to_input": (g, w), "to_weight": (x, g)}
-    for kind in KINDS:
+    for kind in kinds:
         try:
             out = getattr(call, kind)(*operands[kind]).double()
             time = replayed(lambda: getattr(call, kind)(*operands[kind]))  # noqa: B023
@@ -132,8 +144,13 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
         ) -> Layout:
             return one._replace(rows=TILE) if of_weights else one
 
-        with mock.patch.object(MatrixPaths, "layout", this):
+        tiles_of_tf32 = mock.patch.object(LinearInHalves, "takes", return_value=False)
+        with tiles_of_tf32, mock.patch.object(MatrixPaths, "layout", this):
             time_kinds(case, dtype, precision, exact, layout)
+    if dtype == torch.float32 and precision == "float32":
+        for cut in CUTS:
+            with mock.patch.object(linear_in_halves, "cut_of", lambda side, cut=cut: cut):
+                time_kinds(case, dtype, precision, exact, cut, KINDS[:2])
 
 
 if __name__ == "__main__":

@@ -34,6 +34,27 @@ void multiply_shown(Sum (&sum)[4]) {
     wait_for_lanes(0xffffffffu);
 }
 
+// Of a row or column, a lane has k = 2 t, 2 t + 1 in one register and those beyond by 8 in another; `half` is
+// number n of a register.
+template <class Half>
+void multiply_sixteen(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2], const Half& half) {
+    const Thread me = self();
+    Fragments& shown = fragments[me.warp];
+    for (int n = 0; n < 8; n++) shown.left[me.lane][n] = half(a[n / 2], n % 2);
+    for (int n = 0; n < 4; n++) shown.right[me.lane][n] = half(b[n / 2], n % 2);
+    wait_for_lanes(0xffffffffu);
+    for (unsigned n = 0; n < 4; n++) {
+        const unsigned row = me.lane / 4 + n / 2 * 8, column = me.lane % 4 * 2 + n % 2;
+        double product = 0;
+        for (unsigned k = 0; k < 16; k++) {
+            const unsigned t = k % 8 / 2, above = k / 8, second = k % 2;
+            product += shown.left[row % 8 * 4 + t][(2 * above + row / 8) * 2 + second] * shown.right[column * 4 + t][2 * above + second];
+        }
+        add(sum[n], product);
+    }
+    wait_for_lanes(0xffffffffu);
+}
+
 }  // namespace host
 
 inline void multiply_tiles(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
@@ -57,22 +78,40 @@ inline unsigned nearest_bf16(float x) {
 }
 inline unsigned nearest_pair(float lower, float upper) { return nearest_bf16(upper) << 16 | nearest_bf16(lower); }
 
-// Of a row or column, a lane has k = 2 t, 2 t + 1 in one register and those beyond by 8 in another.
 inline void multiply_pairs(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    const host::Thread me = host::self();
-    host::Fragments& shown = host::fragments[me.warp];
-    auto half = [](unsigned pair, int n) { return (double)__uint_as_float(n ? pair & 0xffff0000u : pair << 16); };
-    for (int n = 0; n < 8; n++) shown.left[me.lane][n] = half(a[n / 2], n % 2);
-    for (int n = 0; n < 4; n++) shown.right[me.lane][n] = half(b[n / 2], n % 2);
-    host::wait_for_lanes(0xffffffffu);
-    for (unsigned n = 0; n < 4; n++) {
-        const unsigned row = me.lane / 4 + n / 2 * 8, column = me.lane % 4 * 2 + n % 2;
-        double product = 0;
-        for (unsigned k = 0; k < 16; k++) {
-            const unsigned t = k % 8 / 2, above = k / 8, second = k % 2;
-            product += shown.left[row % 8 * 4 + t][(2 * above + row / 8) * 2 + second] * shown.right[column * 4 + t][2 * above + second];
-        }
-        host::add(sum[n], product);
-    }
-    host::wait_for_lanes(0xffffffffu);
+    host::multiply_sixteen(sum, a, b, [](unsigned pair, int n) { return (double)__uint_as_float(n ? pair & 0xffff0000u : pair << 16); });
+}
+
+namespace host {
+
+// The nearest number of half precision, of two the even one, as its 16 bits.
+inline unsigned half_of(float x) {
+    const unsigned sign = __builtin_bit_cast(unsigned, x) >> 16 & 0x8000u;
+    if (x != x) return sign | 0x7e00u;
+    const double size = std::fabs((double)x);
+    int exponent;
+    std::frexp(size, &exponent);
+    const int last = std::max(exponent - 11, -24);  // what its last bit stands for
+    const double rounded = std::ldexp(std::nearbyint(std::ldexp(size, -last)), last);
+    if (rounded >= 65536) return sign | 0x7c00u;
+    if (rounded < std::ldexp(1.0, -14)) return sign | (unsigned)std::ldexp(rounded, 24);
+    std::frexp(rounded, &exponent);
+    return sign | (unsigned)(exponent + 14) << 10 | (unsigned)std::ldexp(rounded, 11 - exponent) & 0x3ffu;
+}
+
+inline float of_half(unsigned bits) {
+    const unsigned exponent = bits >> 10 & 31, rest = bits & 0x3ffu;
+    const float size = exponent == 31 ? (rest ? NAN : INFINITY)
+                       : exponent     ? (float)std::ldexp(rest + 1024.0, (int)exponent - 25)
+                                      : (float)std::ldexp((double)rest, -24);
+    return bits & 0x8000u ? -size : size;
+}
+
+}  // namespace host
+
+inline unsigned nearest_halves(float first, float second) { return host::half_of(second) << 16 | host::half_of(first); }
+inline float2 of_halves(unsigned pair) { return {host::of_half(pair & 0xffffu), host::of_half(pair >> 16)}; }
+
+inline void multiply_halves(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    host::multiply_sixteen(sum, a, b, [](unsigned pair, int n) { return (double)host::of_half(n ? pair >> 16 : pair & 0xffffu); });
 }

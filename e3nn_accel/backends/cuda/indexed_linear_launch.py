@@ -8,6 +8,8 @@ import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_layout import COPY_BYTES, rounded_to
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.linear_in_halves import ENTRIES as OF_HALVES
+from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
@@ -70,7 +72,13 @@ class IndexedLinearKernels:
             for few in (False, True)
         }
         self._tiles = len(paths.weight_items())
-        self._kernels: dict[tuple[torch.device, bool], dict[str, Kernel]] = {}
+        halved = self.real == "float" and not self.rounded_to
+        self._halves = {
+            kind: LinearInHalves(side)
+            for kind, side in self.sides.items()
+            if halved and LinearInHalves.takes(side)
+        }
+        self._kernels: dict[tuple[torch.device, bool], dict[str, tuple[Kernel, ...]]] = {}
         self._few_blocks: dict[torch.device, int] = {}
 
     def programs(self) -> tuple[KernelProgram, ...]:
@@ -81,6 +89,9 @@ class IndexedLinearKernels:
         return [self._program(kind, few and kind in self.sides) for kind in KINDS]
 
     def _program(self, kind: str, few: bool) -> KernelProgram:
+        if not few and kind in self._halves:
+            suffix = "_input" if kind == "to_input" else ""
+            return self._halves[kind].program(suffix, self.description)
         entry, _ = ENTRIES[kind]
         side = self.sides.get(kind, self.paths)
         suffix = ("_input" if kind == "to_input" else "") + ("_few" if few else "")
@@ -94,15 +105,19 @@ class IndexedLinearKernels:
             description=self.description,
         )
 
-    def _kernel(self, kind: str, device: torch.device, few: bool = False) -> Kernel:
+    def _loaded(self, kind: str, device: torch.device, few: bool = False) -> tuple[Kernel, ...]:
         found = self._kernels.get((device, few))
         if found is None:
             # all at once, in parallel: a gradient may be wanted first while a graph is being captured
             loaded = load_all(self._programs(few), device, self.config)
             found = self._kernels[device, few] = {
-                of: program.kernel(*ENTRIES[of]) for of, program in zip(KINDS, loaded, strict=True)
+                of: tuple(program.kernel(*entry) for entry in self._entries(of, few))
+                for of, program in zip(KINDS, loaded, strict=True)
             }
         return found[kind]
+
+    def _entries(self, kind: str, few: bool) -> tuple[tuple[str, str], ...]:
+        return OF_HALVES if not few and kind in self._halves else (ENTRIES[kind],)
 
     def _are_few(self, kind: str, rows: int, device: torch.device) -> bool:
         """Whether rows leave a device without work unless they are cut finely."""
@@ -118,12 +133,16 @@ class IndexedLinearKernels:
         """A matrix product for each row: the output of x, or the input's gradient of the output's."""
         rows = x.shape[0]
         few = self._are_few(kind, rows, x.device)
+        if rows and not few and kind in self._halves:
+            kernels = self._loaded(kind, x.device)
+            return self._halves[kind].rows(kernels, aligned(x), w)
         side = self._rows[kind, few]
         out = (x.new_empty if side.whole else x.new_zeros)((rows, side.row))
         tiles = rows // side.nodes + min(rows, side.unfilled)
         grid = (tiles * side.items, 1, 1)
         x, w = aligned(x), aligned(w)
-        self._kernel(kind, x.device, few)(grid, BLOCK, x, *sorted_rows, w, rows, out)
+        (kernel,) = self._loaded(kind, x.device, few)
+        kernel(grid, BLOCK, x, *sorted_rows, w, rows, out)
         return out
 
     def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
@@ -134,7 +153,8 @@ class IndexedLinearKernels:
         sums = x.new_empty((slices, self.paths.weights))
         x, g = aligned(x), aligned(g)
         grid = (self._tiles * slices, species, 1)
-        self._kernel("to_weight", x.device)(grid, BLOCK, x, g, *sorted_rows, rows, sums)
+        (kernel,) = self._loaded("to_weight", x.device)
+        kernel(grid, BLOCK, x, g, *sorted_rows, rows, sums)
         return sums[0] if slices == 1 else sums.sum(0)
 
 

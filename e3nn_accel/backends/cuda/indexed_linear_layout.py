@@ -51,14 +51,14 @@ def products_in(precision: Precision | None, which: str = "products") -> str:
 
 
 @cache
-def pitch(dim: int, bytes_each: int, of_weights: bool) -> int:
+def pitch(dim: int, bytes_each: int, of_weights: bool, depth: int = DEPTH) -> int:
     """From one node's numbers in shared memory to the next's: where the fewest lanes meet in a bank.
 
     A fragment's number is read by a warp at eight rows and four depths (`own_row`, `own_depth` in
     matrix_tile.cuh). Rows are components of nodes and depths channels, ``dim`` apart; for the
     gradient of weights it is the other way round.
     """
-    run = (TILE if of_weights else DEPTH) * dim
+    run = (TILE if of_weights else depth) * dim
     aligned = COPY_BYTES // bytes_each
     lanes = 128 // bytes_each  # that the banks serve at once
 

@@ -150,14 +150,14 @@ class MatrixPaths:
         """Components of a channel, at most."""
         return max(path.dim for path in self.paths)
 
-    def row_items(self) -> list[tuple[int, int, int]]:
-        """(first path, end, first column) of each block of a grid's column."""
+    def row_items(self, tile: int = TILE) -> list[tuple[int, int, int]]:
+        """(first path, end, first column) of each block of a grid's column, so many columns of an output block."""
         paths, items = self.by_output, []
         for n, path in enumerate(paths):
             if n and paths[n - 1].out == path.out:
                 continue
             end = n + sum(other.out == path.out for other in paths)
-            items += [(n, end, column) for column in range(0, path.columns, TILE)]
+            items += [(n, end, column) for column in range(0, path.columns, tile)]
         return items
 
     def weight_items(self) -> list[tuple[int, int, int]]:
@@ -198,7 +198,8 @@ class MatrixPaths:
         """Whether something is copied number by number, which is much to keep track of."""
         return 1 in self.copies(bytes_each).values()
 
-    def _whole(self, what: str, tile: int) -> int:
+    def whole(self, what: str, tile: int) -> int:
+        """1 where all paths' channels, or columns, fill tiles."""
         return int(all(getattr(path, what) % tile == 0 for path in self.paths))
 
     def header(
@@ -226,8 +227,8 @@ class MatrixPaths:
                     "ITEMS": len(items),
                     "ROWS": layout.rows,
                     "BLOCKS": layout.blocks,
-                    "WHOLE_CHANNELS": self._whole("channels", TILE if of_weights else DEPTH),
-                    "WHOLE_COLUMNS": self._whole("columns", TILE),
+                    "WHOLE_CHANNELS": self.whole("channels", TILE if of_weights else DEPTH),
+                    "WHOLE_COLUMNS": self.whole("columns", TILE),
                     "NODE_ROOM" if of_weights else "LEFT_ROOM": -(-room // 4) * 4,
                     **self.copies(bytes_each),
                 }

@@ -1,0 +1,148 @@
+"""``o3.Linear`` of many rows in float32: tables and launches of the kernels that cut numbers into halves.
+
+The weights are cut in a launch of their own, once a call, which takes as long as some rows do.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from e3nn_accel.backends.cuda.indexed_linear_layout import pitch
+from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.tensor_product_plan import array, defines
+from e3nn_accel.compile import KernelProgram
+from e3nn_accel.launch import Kernel
+
+ENTRIES = (("halve_weights", "PP"), ("linear_in_halves", "PPqP"))
+CUTTERS, BLOCK = (256, 1, 1), (128, 1, 1)
+COLUMNS_OF_A_CUTTER = 8
+BYTES = 4
+CHUNK = 16
+"""Channels that tensor cores sum over at once."""
+
+
+class Cut(NamedTuple):
+    """How the kernel is cut.
+
+    Attributes:
+        rows: (node, component) pairs of a tile, 64 or 128.
+        columns: Of a tile, 64 or 128.
+        depth: Channels that are copied at a time, 16 or 32.
+        stages: Slots of the ring in shared memory.
+        blocks: Of a multiprocessor: what registers are bounded by.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    stages: int
+    blocks: int
+
+
+def cut_of(side: MatrixPaths) -> Cut:
+    """Found by tests/gpu/tune_linear.py on an H100."""
+    columns = max(path.columns for path in side.paths)
+    if side.widest > 1 and side.whole("columns", 128):
+        return Cut(rows=64, columns=128, depth=32, stages=2, blocks=3)
+    if side.widest > 1 or columns > 64:
+        return Cut(rows=64, columns=64, depth=32, stages=3, blocks=4)
+    return Cut(rows=64, columns=64, depth=32, stages=2, blocks=3)
+
+
+class LinearInHalves:
+    """Kernels of one side of a linear: its output of its input, or its input's gradient of the output's."""
+
+    def __init__(self, side: MatrixPaths) -> None:
+        self.side, self.cut = side, cut_of(side)
+        self._items = self._chunked_items()
+
+    @staticmethod
+    def takes(side: MatrixPaths) -> bool:
+        """Whether there is a single matrix, and rows are copied four numbers at a time."""
+        copies = side.copies(BYTES)
+        return not side.species and copies["X_COPY"] == copies["OUT_COPY"] == 4
+
+    def _chunked_items(self) -> list[tuple[int, int, int, int]]:
+        """(first path, end, first column, first chunk) of each block of a grid's column."""
+        items, chunks, depth = [], 0, self.cut.depth
+        for first, end, column in self.side.row_items(self.cut.columns):
+            items.append((first, end, column, chunks))
+            paths = self.side.by_output[first:end]
+            chunks += sum(-(-path.channels // depth) for path in paths) * (depth // CHUNK)
+        self._chunks = chunks
+        return items
+
+    @cached_property
+    def _room(self) -> int:
+        """Numbers of x of a slot."""
+        return max(self.cut.rows // dim * pitch for dim, pitch in self._pitches.items())
+
+    @cached_property
+    def _pitches(self) -> dict[int, int]:
+        """From one node's numbers to the next's, by components of a channel."""
+        dims = sorted({path.dim for path in self.side.paths})
+        return {dim: pitch(dim, BYTES, of_weights=False, depth=self.cut.depth) for dim in dims}
+
+    @cached_property
+    def _shared(self) -> int:
+        """Bytes of shared memory: the ring, or results on their way out."""
+        rows, columns, depth, stages, _ = self.cut
+        ring = stages * (self._room + depth * columns)
+        return BYTES * max(ring, rows * (columns + 4))
+
+    def program(self, suffix: str, description: str) -> KernelProgram:
+        """What is compiled."""
+        return KernelProgram(
+            f"linear_in_halves{suffix}",
+            "linear_in_halves.cu",
+            tuple(entry for entry, _ in ENTRIES),
+            self._header(),
+            ("TRANSPOSED=1",) if self.side.transposed else (),
+            description=description,
+        )
+
+    def _header(self) -> str:
+        side = self.side
+        lines = [
+            "#define REAL float",
+            *defines(
+                {
+                    "IN_ROW": side.in_row,
+                    "OUT_ROW": side.out_row,
+                    "ITEMS": len(self._items),
+                    "CHUNKS": self._chunks,
+                    "ROWS": self.cut.rows,
+                    "COLUMNS": self.cut.columns,
+                    "DEPTH": self.cut.depth,
+                    "STAGES": self.cut.stages,
+                    "BLOCKS": self.cut.blocks,
+                    "WHOLE_CHANNELS": side.whole("channels", self.cut.depth),
+                    "WHOLE_COLUMNS": side.whole("columns", self.cut.columns),
+                    "LEFT_ROOM": self._room,
+                    "SCALARS": int(side.widest == 1),
+                }
+            ),
+            "struct Path { int in, channels, out, columns, dim, weight; REAL scale; };",
+            "struct Item { int first, end, column, chunk; };",
+            array("Path", "PATH", list(side.by_output)),
+            array("Item", "ITEM", self._items),
+            "template <int DIM> constexpr int PITCH = 0;",
+            *(f"template <> constexpr int PITCH<{dim}> = {n};" for dim, n in self._pitches.items()),
+            f"#define DIMS(OF) {' '.join(f'OF({dim})' for dim in self._pitches)}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def rows(self, kernels: tuple[Kernel, ...], x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """[rows, out]; both tensors begin where a copy may."""
+        halve_weights, product = kernels
+        rows, columns, items = x.shape[0], self.cut.columns, len(self._items)
+        halves = w.new_empty(self._chunks * CHUNK * columns + items * columns)
+        halve_weights((items * columns // COLUMNS_OF_A_CUTTER, 1, 1), CUTTERS, w, halves)
+        whole = self.side.covered == self.side.out_row
+        out = (x.new_empty if whole else x.new_zeros)((rows, self.side.out_row))
+        tiles = -(-rows // (self.cut.rows // self.side.widest))
+        product((tiles * items, 1, 1), BLOCK, x, halves, rows, out, shared=self._shared)
+        return out

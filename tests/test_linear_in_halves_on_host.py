@@ -1,0 +1,121 @@
+"""o3.Linear of many rows in float32, whose kernel cuts numbers into halves of their precision, on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from comparison import accelerated, draw
+from host_kernels import HostCompiler, race_shown
+from linear_parity import IN_HALVES, built, check, scaled
+from slow_cases import slow_but
+from test_kernel_races import BARRIER, without
+
+from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
+from e3nn_accel.backends.cuda.linear_in_halves import Cut, LinearInHalves
+from e3nn_accel.compile import KernelProgram
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host"),
+]
+FILE = "linear_in_halves.cu"
+
+
+@pytest.fixture(autouse=True)
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call of the kernel; of however few it is called here."""
+    found: list[int] = []
+    rows = LinearInHalves.rows
+
+    def counted(self: Any, kernels: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        found.append(x.shape[0])
+        return rows(self, kernels, x, w)
+
+    monkeypatch.setattr(LinearInHalves, "rows", counted)
+    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
+    return found
+
+
+def exercise(case: str, rows: int = 70) -> None:
+    """Values, first and second derivatives."""
+    module = built(*IN_HALVES[case])
+    check(module, draw((rows, module.irreps_in.dim), 3).requires_grad_(), torch.float32)
+
+
+@pytest.mark.parametrize("rows", slow_but([1, 70, 300], 70))
+@pytest.mark.parametrize("case", slow_but(IN_HALVES, "whole tiles", "parts of tiles", "scalars"))
+def test_values_and_derivatives(case: str, rows: int, launches: list[int]) -> None:
+    exercise(case, rows)
+    assert launches
+    assert set(launches) == {rows}
+
+
+@pytest.mark.parametrize(
+    "cut",
+    slow_but(
+        [Cut(64, 64, 16, 3, 4), Cut(128, 64, 32, 2, 2), Cut(128, 128, 16, 3, 2)],
+        Cut(128, 64, 32, 2, 2),
+    ),
+)
+def test_other_cuts(cut: Cut, monkeypatch: pytest.MonkeyPatch, launches: list[int]) -> None:
+    """That a device may be better off with."""
+    monkeypatch.setattr(linear_in_halves, "cut_of", lambda side: cut)
+    exercise("parts of tiles")
+    assert launches
+
+
+def test_sizes_of_rows_and_columns(launches: list[int]) -> None:
+    """None is lost beside others: numbers are multiplied by powers of two before they are cut."""
+    errors, sizes = scaled()
+    assert launches
+    assert (errors <= 1e-6 * sizes).all()
+
+
+def test_what_is_not_finite_stays_in_its_row(launches: list[int]) -> None:
+    module = built("64x0e", "64x0e").float()
+    x = draw((70, 64), 1, torch.float32)
+    x[3, 0], x[5, 1] = float("inf"), float("nan")
+    x[7].view(torch.int32)[2] = 0x7FFFFFFF  # a NaN whose bits are all set
+    x[9], x[11] = 3e38, 1e-45
+    with accelerated(backend="cuda", self_check=False), torch.no_grad():
+        finite = torch.isfinite(module(x))
+    assert launches
+    assert finite.all(1).tolist() == [n not in (3, 5, 7, 9) for n in range(70)]
+    assert not finite[[3, 5, 7]].any()
+
+
+def test_rows_depend_on_nothing_but_themselves() -> None:
+    """To the bit: a row's power of two is its own."""
+    module = built("64x0e+16x1o", "64x0e+64x1o").float()
+    x = draw((70, module.irreps_in.dim), 1, torch.float32)
+    with accelerated(backend="cuda", self_check=False), torch.no_grad():
+        assert torch.equal(module(x)[20:65], module(x[20:65]))
+
+
+def test_other_calls_take_other_kernels(launches: list[int]) -> None:
+    """Of float64, and of rows that can't be copied four numbers at a time."""
+    module = built(*IN_HALVES["scalars"])
+    check(module, draw((70, 64), 3).requires_grad_(), torch.float64)
+    module = built("33x0e", "64x0e")
+    check(module, draw((70, 33), 3).requires_grad_(), torch.float32)
+    assert launches == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) -> None:
+    """Races; reads and writes beyond the end, in shared memory too; undefined arithmetic."""
+    kernels_on_host.sanitizer = sanitizer
+    exercise("parts of tiles")
+    exercise("scalars")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("barrier", range(KernelProgram(FILE, FILE, ()).source().count(BARRIER)))
+def test_a_missing_barrier_is_a_race(barrier: int, kernels_on_host: HostCompiler) -> None:
+    """ThreadSanitizer says so, of each."""
+    kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(FILE, barrier)
+    with race_shown():
+        exercise("parts of tiles")
