@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from e3nn_accel.availability import architecture_of
 from e3nn_accel.backends.cuda import indexed_linear
 from e3nn_accel.backends.cuda.tensor_product_cut import parts_of
 from e3nn_accel.backends.cuda.tensor_product_launch import ProductLaunch
@@ -19,6 +20,7 @@ from e3nn_accel.backends.cuda.tensor_product_plan import (
     numbered,
     pair_count,
 )
+from e3nn_accel.backends.cuda.tensor_product_staged import staged
 from e3nn_accel.backends.torch import species_linear
 from e3nn_accel.descriptor import TensorProductDescriptor
 from e3nn_accel.irreps import dim_of
@@ -42,7 +44,10 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
     widest = max(pair_count(d, n) for n in paths)
     if widest > PAIR_LIMIT:
         return Refusal("cuda", f"a path of {widest} pairs of channels, tables hold {PAIR_LIMIT}")
-    parts = parts_of(d, layout, paths, BYTES[context.dtype])
+    architecture = context.architecture or architecture_of(context.device)
+    parts = [
+        staged(part, architecture) for part in parts_of(d, layout, paths, BYTES[context.dtype])
+    ]
     if len(parts) > PART_LIMIT:
         return Refusal("cuda", f"it would take {len(parts)} kernels, {PART_LIMIT} are worth it")
     needed = max(part.shared_bytes for part in parts)
@@ -53,8 +58,12 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
     launch = ProductLaunch(d, tuple(parts), layout.segments, context)
 
     def run(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        others = () if d.shared_weights else (weight.shape[:-1],)
-        leading = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1], *others)
+        others = (y,) if d.shared_weights else (y, weight)
+        leading = x.shape[:-1]
+        if any(
+            other.shape[:-1] != leading for other in others
+        ):  # torch's own function takes longer than a launch
+            leading = torch.broadcast_shapes(leading, *(other.shape[:-1] for other in others))
         x, y = (
             flat_rows(x, leading, dim_of(d.irreps_in1)),
             flat_rows(y, leading, dim_of(d.irreps_in2)),
@@ -74,6 +83,7 @@ def _strategy(parts: list[Part], layout: Layout) -> str:
         "ChannelPart": "a thread a channel",
         "ElementPart": "pairs of channels",
         "MixPart": "weights of rows",
+        "StagedMixPart": "weights of rows by bulk copies",
     }
     kinds = list(dict.fromkeys(names[type(part).__name__] for part in parts))
     count = f", {len(parts)} kernels" if len(parts) > 1 else ""

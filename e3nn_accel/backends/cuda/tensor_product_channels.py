@@ -9,6 +9,7 @@ import numpy as np
 from e3nn_accel.backends.cuda.tensor_product_plan import (
     SHARED_BYTES,
     Numbered,
+    Residence,
     array,
     defines,
     offset_of,
@@ -164,6 +165,10 @@ class ChannelPart:
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         return self._shared_bytes(self.rows)
+
+    def residence(self, kind: str) -> Residence | None:
+        """None: a block has its rows and ends."""
+        return None
 
     def reached(self, operand: int) -> int:
         """Components of an input that play a part."""

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from e3nn_accel.backends.cuda.indexed_linear_launch import aligned
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS, Part, Segment, numbered
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import TensorProductDescriptor
 from e3nn_accel.irreps import dim_of
-from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.launch import Dimensions, Kernel, load_all, multiprocessors
 from e3nn_accel.ops.tensor_product import Wanted
 from e3nn_accel.plan import PlanContext
 
@@ -44,6 +45,12 @@ class ProductLaunch:
         covered = sum(n.weights for n in kernels_own)
         self.all_weights = covered == d.weight_numel
         self.fused_double = all(part.has_double for part in parts)
+        self._residences = {
+            (part.file, kind): part.residence(kind) for part in parts for kind in SIGNATURES
+        }
+        self.copies_rows = any(self._residences.values())
+        self._sets_all = sum(part.covered for part in parts) == self.size
+        self.reaches_all = (self._reaches_all(0), self._reaches_all(1))
         self._programs: dict[tuple[str, Wanted], tuple[KernelProgram, ...]] = {}
         self._kernels: dict[tuple[str, Wanted, torch.device], tuple[Kernel, ...]] = {}
 
@@ -91,12 +98,13 @@ class ProductLaunch:
     ) -> torch.Tensor:
         """Rows [rows, dim_out], or all segments one after the other, flat."""
         rows = x.shape[0]
-        out = self._result(x)
+        out, w = self._result(x), self._ready(w)
         for kernel, part in zip(
             self.kernels("forward", NOTHING, x.device), self.parts, strict=True
         ):
             first, second = (y, x) if part.swapped else (x, y)
-            kernel(*self.grid(part, rows, False), first, second, w, int(plain), rows, out)
+            grid, block, shared = self.grid(part, "forward", x)
+            kernel(grid, block, first, second, w, int(plain), rows, out, shared=shared)
         return out
 
     def backward(
@@ -109,13 +117,15 @@ class ProductLaunch:
         wanted: Wanted,
     ) -> tuple[torch.Tensor | None, ...]:
         """(dx, dy, dw), None where not wanted."""
-        found = _Gradients(self, x, y, w, wanted)
+        found, w = _Gradients(self, x, y, w, wanted), self._ready(w)
         for kernel, part in zip(
             self.kernels("backward", wanted, x.device), self.parts, strict=True
         ):
             first, second = (y, x) if part.swapped else (x, y)
-            into = found.of(part)
-            kernel(*into.grid, first, second, w, g, int(plain), len(x), found.add, *into.gradients)
+            into = found.of(part, "backward")
+            operands = (first, second, w, g, int(plain), len(x))
+            results = (found.add, *into.gradients)
+            kernel(into.grid, into.block, *operands, *results, shared=into.shared)
             found.take(into, part)
         return found.dx, found.dy, found.dw
 
@@ -132,45 +142,55 @@ class ProductLaunch:
     ) -> tuple[torch.Tensor | None, ...]:
         """(dg, dx, dy, dw) of <hx, dx> + <hy, dy> + <hw, dw>, where every part has a kernel for it."""
         found, out = _Gradients(self, x, y, w, EVERYTHING), self._result(x)
+        w, hw = self._ready(w), self._ready(hw)
         for kernel, part in zip(self.kernels("double", NOTHING, x.device), self.parts, strict=True):
             first, second, h1, h2 = (y, x, hy, hx) if part.swapped else (x, y, hx, hy)
-            into = found.of(part)
-            kernel(
-                *into.grid, first, second, w, g, h1, h2, hw, int(plain), len(x), found.add, out, *into.gradients
-            )  # fmt: skip
+            into = found.of(part, "double")
+            operands = (first, second, w, g, h1, h2, hw, int(plain), len(x))
+            results = (found.add, out, *into.gradients)
+            kernel(into.grid, into.block, *operands, *results, shared=into.shared)
             found.take(into, part)
         return out, found.dx, found.dy, found.dw
 
     def _result(self, x: torch.Tensor) -> torch.Tensor:
         """For the output; zero where no kernel writes."""
         rows = len(x)
-        whole = sum(part.covered for part in self.parts) == self.size
         shape = (rows * self.size,) if self.segmented else (rows, self.size)
-        return (x.new_empty if whole else x.new_zeros)(shape)
+        return (x.new_empty if self._sets_all else x.new_zeros)(shape)
 
-    def reaches_all(self, operand: int) -> bool:
+    def _reaches_all(self, operand: int) -> bool:
         """Whether one kernel sets every component of the gradient of x (0) or y (1)."""
         part = self.parts[0]
         own = operand if not part.swapped else 1 - operand
         dim = dim_of(self.d.irreps_in1 if operand == 0 else self.d.irreps_in2)
         return len(self.parts) == 1 and part.reached(own) == dim and (own == 0 or part.chunks == 1)
 
+    def _ready(self, w: torch.Tensor) -> torch.Tensor:
+        """Weights that begin where a bulk copy may."""
+        return aligned(w) if self.copies_rows else w
+
     def grid(
-        self, part: Part, rows: int, sums: bool
-    ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Grid and block; fewer blocks where each makes ``sums`` of dw."""
-        blocks = min(-(-rows // part.rows), MOST_BLOCKS)
+        self, part: Part, kind: str, like: torch.Tensor, sums: bool = False
+    ) -> tuple[Dimensions, Dimensions, int]:
+        """Grid, block and its dynamic shared memory; fewer blocks where each stays, or makes ``sums`` of dw."""
+        blocks, threads = min(-(-len(like) // part.rows), MOST_BLOCKS), (part.threads, 1, 1)
+        residence = self._residences[part.file, kind]
+        if residence is not None:
+            most = residence.blocks * multiprocessors(like.device)
+            return (min(blocks, most), 1, 1), threads, residence.shared
         if sums:
             most = max(1, PARTIAL_SUMS // max(1, part.sums * self.d.weight_numel))
             blocks = min(blocks, BLOCKS_FOR_SUMS, most)
-        return (blocks, part.chunks, 1), (part.threads, 1, 1)
+        return (blocks, part.chunks, 1), threads, 0
 
 
 @dataclass(frozen=True)
 class _Into:
     """Where one part's kernel writes: gradients of its first and second input and of the weights."""
 
-    grid: tuple[tuple[int, int, int], tuple[int, int, int]]
+    grid: Dimensions
+    block: Dimensions
+    shared: int
     gradients: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
@@ -189,25 +209,25 @@ class _Gradients:
         w: torch.Tensor,
         wanted: Wanted,
     ) -> None:
-        self.owner, self.rows = owner, len(x)
+        self.owner, self.x = owner, x
         self.add = int(len(owner.parts) > 1)
         self.sums = owner.d.shared_weights and wanted[2]
-        whole = (owner.reaches_all(0), owner.reaches_all(1), owner.all_weights and not self.sums)
+        whole = (*owner.reaches_all, owner.all_weights and not self.sums)
         self.dx, self.dy, self.dw = (
             (t.new_empty if all_of_it else t.new_zeros)(t.shape) if want else None
             for t, want, all_of_it in zip((x, y, w), wanted, whole, strict=True)
         )
 
-    def of(self, part: Part) -> _Into:
+    def of(self, part: Part, kind: str) -> _Into:
         """Blocks that share a row have a gradient of the second input each; blocks, a sum of dw each."""
-        grid = self.owner.grid(part, self.rows, self.sums)
+        launch = self.owner.grid(part, kind, self.x, self.sums)
         first, second = (self.dy, self.dx) if part.swapped else (self.dx, self.dy)
         dw = self.dw
         if second is not None and part.chunks > 1:
             second = second.new_zeros((part.chunks, *second.shape))
         if dw is not None and self.sums:
-            dw = dw.new_zeros((grid[0][0] * part.sums, *dw.shape))
-        return _Into(grid, (first, second, dw))
+            dw = dw.new_zeros((launch[0][0] * part.sums, *dw.shape))
+        return _Into(*launch, (first, second, dw))
 
     def take(self, into: _Into, part: Part) -> None:
         """Add up what was written apart."""

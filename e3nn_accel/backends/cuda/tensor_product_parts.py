@@ -12,6 +12,7 @@ from functools import cached_property
 from e3nn_accel.backends.cuda.tensor_product_plan import (
     SHARED_BYTES,
     Numbered,
+    Residence,
     Segment,
     array,
     defines,
@@ -89,6 +90,10 @@ class ElementPart:
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         return self.rows * self.bytes
+
+    def residence(self, kind: str) -> Residence | None:
+        """None: a block has its rows and ends."""
+        return None
 
     def reached(self, operand: int) -> int:
         """Components of an input that play a part."""
@@ -206,6 +211,10 @@ class MixPart:
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         return self.rows * self.bytes
+
+    def residence(self, kind: str) -> Residence | None:
+        """None: a block has its rows and ends."""
+        return None
 
     def reached(self, operand: int) -> int:
         """Components of an input that play a part."""

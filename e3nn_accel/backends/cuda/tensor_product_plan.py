@@ -26,6 +26,20 @@ PARTIAL_SUMS = 1 << 22
 """Numbers that the gradients of shared weights may take before they are added up."""
 
 
+class Residence(NamedTuple):
+    """Of a kernel whose blocks stay and go through the rows.
+
+    Attributes:
+        blocks: Of a multiprocessor.
+        slots: Rows of weights that a block has in shared memory, or on their way.
+        shared: Bytes of dynamic shared memory of a block.
+    """
+
+    blocks: int
+    slots: int
+    shared: int
+
+
 class Part(Protocol):
     """One kernel file with its tables."""
 
@@ -72,6 +86,10 @@ class Part(Protocol):
     @property
     def has_double(self) -> bool:
         """Whether it has a kernel for second derivatives."""
+        ...
+
+    def residence(self, kind: str) -> Residence | None:
+        """Of the kernel for "forward", "backward" or "double"; None where a block has its rows and ends."""
         ...
 
     def reached(self, operand: int) -> int:
