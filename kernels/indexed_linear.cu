@@ -21,7 +21,14 @@
 //
 // Without SORTED all rows have one matrix, SPECIES is 1 and there are no attrs: o3.Linear.
 //
-// plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}; DIMS, for each number of
+// SLICED is for few rows, of which there are fewer tiles than a device has room for. A block walks along its sum DEPTH
+// channels at a time, and each step waits for the one before, so a long sum takes its time however little there is to do. It is
+// cut: gridDim.y blocks have a slice each of a tile's steps (u of all paths, one path after the other), the same of every
+// species, and write what they have of the result to a place of their own, [slice, row, out]; one without a step writes
+// zeros. add_slices adds them up, first slice first, a thread OUT_COPY numbers: the order of a sum is that of the shapes, and
+// nothing is atomic. Bytes: b N out (2 slices + 1) more, in the second-level cache. A single slice is the result.
+//
+// plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}, and how many steps there are where SLICED; DIMS, for each number of
 // components that there is, as a constant; X_COPY, W_COPY and OUT_COPY, how many numbers lie together wherever a
 // copy begins; WHOLE_CHANNELS, WHOLE_COLUMNS: all of them fill tiles; LEFT_ROOM,
 // what the nodes of a tile take in shared memory.
@@ -31,6 +38,9 @@
 
 constexpr int MASKS = (SPECIES + 31) / 32;
 constexpr int STAGES = sizeof(real) == 8 ? 2 : ROWS > TILE ? 3 : 4;  // within 48 KB
+#ifndef SLICED
+#define SLICED 0
+#endif
 // Numbers from one channel of the right tile to the next, or from one column to the next: banks apart.
 #ifndef TRANSPOSED
 #define TRANSPOSED 0
@@ -57,6 +67,23 @@ struct Tile {
 struct Step {
     int species, path, channel;
 };
+
+// A step of an item, whatever the species, or the end of them.
+struct Place {
+    int path, channel;
+};
+
+#if SLICED
+__device__ __forceinline__ Place place_of(const Item& item, int number) {
+    int path = item.first;
+    for (; path < item.end; path++) {
+        const int steps = (PATH[path].channels + DEPTH - 1) / DEPTH;
+        if (number < steps) break;
+        number -= steps;
+    }
+    return {path, number * DEPTH};
+}
+#endif
 
 #if SORTED
 // Finds tile number `tile` of `nodes` rows among the classes, by one warp.
@@ -98,6 +125,18 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
     constexpr int dim = DIM, nodes = ROWS / dim, pitch = PITCH<DIM>;
     const int t = threadIdx.x;
     const Path to = PATH[item.first];
+#if SLICED
+    const int slice = blockIdx.y, slices = gridDim.y;
+    const Place from = place_of(item, slice * item.steps / slices), until = place_of(item, (slice + 1) * item.steps / slices);
+    const bool empty = slice * item.steps / slices == (slice + 1) * item.steps / slices;
+    out += slice * rows * OUT_ROW;
+#else
+    const Place from = {item.first, 0}, until = {item.end, 0};
+    constexpr bool empty = false;
+#endif
+    // Whether a slice's steps begin, or are over, within a path.
+    auto begins_at = [&](const Step& step) { return SLICED && step.path == from.path && step.channel == from.channel; };
+    auto over = [&](const Step& step) { return SLICED && step.path == until.path && step.channel == until.channel; };
 #if SORTED
     if (number >= rows / nodes + min(rows, (long long)SPECIES + 1)) return;
     if (t < 32) find_tile(s, first, number, nodes, t);
@@ -139,21 +178,21 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
 #pragma unroll
         for (int i = 0; i < LEFT_COPIES; i++) {
             const int e = (t + i * THREADS) * X_COPY, node = e / (DEPTH * dim), at = e % (DEPTH * dim);
-            left_from[i] = x + (long long)s.row[min(node, count - 1)] * IN_ROW + path.in + at;
+            left_from[i] = x + (long long)s.row[min(node, count - 1)] * IN_ROW + path.in + step.channel * dim + at;
             left_to[i] = node < nodes ? node * pitch + at : -1;
         }
 #pragma unroll
         for (int i = 0; i < RIGHT_COPIES; i++) {
             const int e = (t + i * THREADS) * W_COPY;
 #if TRANSPOSED
-            right_from[i] = weights + path.weight + ((item.column + e / DEPTH) * SPECIES + step.species) * (long long)path.channels + e % DEPTH;
+            right_from[i] = weights + path.weight + ((item.column + e / DEPTH) * SPECIES + step.species) * (long long)path.channels + step.channel + e % DEPTH;
 #else
-            right_from[i] = weights + path.weight + (e / TILE * SPECIES + step.species) * (long long)path.columns + item.column + e % TILE;
+            right_from[i] = weights + path.weight + ((step.channel + e / TILE) * SPECIES + step.species) * (long long)path.columns + item.column + e % TILE;
 #endif
         }
     };
     auto fetch = [&](const Step& step, real* left) {
-        if (step.channel == 0) start(step);
+        if (step.channel == 0 || begins_at(step)) start(step);
         real* right = left + LEFT_ROOM;
 #pragma unroll
         for (int i = 0; i < LEFT_COPIES; i++) {
@@ -196,16 +235,18 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
         }
     auto advance = [&](Step& step) {
         step.channel += DEPTH;
-        if (step.channel < PATH[step.path].channels) return;
-        step.channel = 0;
-        if (++step.path < item.end) return;
-        step.path = item.first;
+        if (step.channel < PATH[step.path].channels && !over(step)) return;
+        if (!over(step)) {
+            step.channel = 0;
+            if (++step.path < item.end && !over(step)) return;
+        }
+        step.path = from.path, step.channel = from.channel;
         step.species = next_species(s, step.species + 1, mixed ? SPECIES : s.kind + 1);
     };
 
     Sums sums = {};
     const int end = mixed ? SPECIES : s.kind + 1;
-    Step step = {next_species(s, mixed ? 0 : s.kind, end), item.first, 0}, ahead = step;
+    Step step = {empty ? end : next_species(s, mixed ? 0 : s.kind, end), from.path, from.channel}, ahead = step;
     int slot = 0, slot_ahead = (STAGES - 1) * SLOT;
 #pragma unroll
     for (int n = 0; n < STAGES - 1; n++) {
@@ -245,6 +286,7 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
         slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
         advance(step);
     }
+    wait_for_copies<0>();  // none is left but of a tile without a step, which has waited for nothing
     __syncthreads();
 
     // Through shared memory, where a node's 64 columns with all components come to lie as they do in `out`.
@@ -287,3 +329,23 @@ indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const
         DIMS(OF_DIM)
     }
 }
+
+#if SLICED
+// In slices, out: `numbers` of each slice, a multiple of OUT_COPY.
+extern "C" __global__ void __launch_bounds__(THREADS)
+add_slices(const real* __restrict__ in_slices, long long numbers, int slices, real* __restrict__ out) {
+    struct alignas(OUT_COPY * sizeof(real)) Together {
+        real of[OUT_COPY];
+    };
+    const long long at = ((long long)blockIdx.x * THREADS + threadIdx.x) * OUT_COPY;
+    if (at >= numbers) return;
+    Together sums = *reinterpret_cast<const Together*>(in_slices + at);
+#pragma unroll 4
+    for (int slice = 1; slice < slices; slice++) {
+        const Together more = *reinterpret_cast<const Together*>(in_slices + slice * numbers + at);
+#pragma unroll
+        for (int i = 0; i < OUT_COPY; i++) sums.of[i] += more.of[i];
+    }
+    *reinterpret_cast<Together*>(out + at) = sums;
+}
+#endif

@@ -20,10 +20,12 @@ from e3nn_accel.backends.cuda import (
     radial_embedding,
     radial_mlp,
     reshape_irreps,
+    tensor_product,
 )
 from e3nn_accel.backends.cuda import spherical_harmonics as harmonics_plan
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
 from e3nn_accel.backends.cuda.edges import EdgeSort
+from e3nn_accel.cli.products import PRODUCTS, Product, work
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config, Precision
 from e3nn_accel.descriptor import (
@@ -185,6 +187,17 @@ def _reshape(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
     return _programs_of(reshape_irreps.plan, d, dtype, architecture)
 
 
+def _product_of(name: str) -> Programs:
+    """Of a product of `bench --ops`, row by row."""
+    return partial(_product, next(product for product in PRODUCTS if product.name == name))
+
+
+def _product(product: Product, dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    module = work(product, 2, dtype, torch.device("cpu")).module
+    d = registry().describe(module, "tensor_product")
+    return _programs_of(tensor_product.plan, d, dtype, architecture)
+
+
 def _edges(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
     return [EdgeSort(Config()).program]
 
@@ -255,6 +268,13 @@ PLANS = {
     ),
     "contraction, MACE large": RecordedPlan(
         contraction("0e+1o+2e"), architectures=(90,), takes_long=True, of_mace=True
+    ),
+    "tensor product, DiffDock": RecordedPlan(_product_of("diffdock"), BOTH, takes_long=True),
+    "tensor product, tetris": RecordedPlan(
+        _product_of("tetris"), architectures=BEFORE_BLACKWELL, takes_long=True
+    ),
+    "tensor product, MACE layer 2": RecordedPlan(
+        _product_of("mace layer 2, row by row"), architectures=BEFORE_BLACKWELL, takes_long=True
     ),
     "spherical harmonics, MACE": RecordedPlan(spherical_harmonics(3), BOTH),
     "spherical harmonics up to 11": RecordedPlan(

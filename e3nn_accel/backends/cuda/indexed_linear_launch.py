@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_layout import COPY_BYTES, rounded_to
+from e3nn_accel.backends.cuda.indexed_linear_layout import COPY_BYTES, rounded_to, slices_of
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_in_halves import ENTRIES as OF_HALVES
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
@@ -25,12 +25,13 @@ ROWS_OF_A_SLICE = 128
 BLOCKS_FOR_SUMS = 1024
 """Where tiles of weights are fewer, rows are cut into slices, each with its own dW: enough to fill a device."""
 FEW_BLOCKS = 2
-"""Of a multiprocessor: up to so many, rows are cut finely. Results are the same to the bit."""
+"""Of a multiprocessor: up to so many, rows are cut finely."""
 ENTRIES = {
     "forward": ("indexed_linear", "PPPPPqP"),
     "to_input": ("indexed_linear", "PPPPPqP"),
     "to_weight": ("indexed_linear_weights", "PPPPPqP"),
 }
+ADD_SLICES = ("add_slices", "PqiP")
 
 
 class _Rows(NamedTuple):
@@ -42,6 +43,9 @@ class _Rows(NamedTuple):
         items: Blocks of a tile of nodes.
         nodes: Of a tile that is full, at least.
         unfilled: Tiles that aren't, at most: one of each class.
+        filled: For each block of a tile, nodes of one that is full.
+        steps: Of the longest sum.
+        together: Numbers that a thread of `add_slices` has.
     """
 
     row: int
@@ -49,13 +53,25 @@ class _Rows(NamedTuple):
     items: int
     nodes: int
     unfilled: int
+    filled: tuple[int, ...]
+    steps: int
+    together: int
 
     @classmethod
     def of(cls, side: MatrixPaths, real: str, few: bool) -> _Rows:
         """Of kernels for numbers of this type."""
-        layout = side.layout(8 if real == "double" else 4, of_weights=False, few=few)
-        row, items = side.out_row, len(side.row_items())
-        return cls(row, side.covered == row, items, layout.rows // side.widest, side.species + 1)
+        bytes_each = 8 if real == "double" else 4
+        pairs = side.layout(bytes_each, of_weights=False, few=few).rows
+        row, items = side.out_row, side.row_items()
+        filled = tuple(pairs // side.by_output[first].dim for first, _, _ in items)
+        return cls(
+            row, side.covered == row, len(items), pairs // side.widest, side.species + 1, filled,
+            max(map(side.steps, items)), side.copies(bytes_each)["OUT_COPY"],
+        )  # fmt: skip
+
+    def blocks(self, rows: int) -> int:
+        """That have something to do, at most."""
+        return sum(rows // nodes + min(rows, self.unfilled) for nodes in self.filled)
 
 
 class IndexedLinearKernels:
@@ -99,7 +115,7 @@ class IndexedLinearKernels:
         return KernelProgram(
             f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{real}",
             f"{entry}.cu",
-            (entry,),
+            tuple(name for name, _ in self._entries(kind, few)),
             side.header(self.real, kind == "to_weight", few, self.rounded_to),
             ("TRANSPOSED=1",) if kind == "to_input" else (),
             description=self.description,
@@ -117,6 +133,8 @@ class IndexedLinearKernels:
         return found[kind]
 
     def _entries(self, kind: str, few: bool) -> tuple[tuple[str, str], ...]:
+        if few and kind in self.sides:
+            return ENTRIES[kind], ADD_SLICES
         return OF_HALVES if not few and kind in self._halves else (ENTRIES[kind],)
 
     def _are_few(self, kind: str, rows: int, device: torch.device) -> bool:
@@ -137,13 +155,17 @@ class IndexedLinearKernels:
             kernels = self._loaded(kind, x.device)
             return self._halves[kind].rows(kernels, aligned(x), w)
         side = self._rows[kind, few]
-        out = (x.new_empty if side.whole else x.new_zeros)((rows, side.row))
+        slices = 1
+        if few and rows:
+            slices = slices_of(side.blocks(rows), side.steps, multiprocessors(x.device))
+        shape = (rows, side.row) if slices == 1 else (slices, rows, side.row)
+        out = (x.new_empty if side.whole else x.new_zeros)(shape)
         tiles = rows // side.nodes + min(rows, side.unfilled)
-        grid = (tiles * side.items, 1, 1)
+        grid = (tiles * side.items, slices, 1)
         x, w = aligned(x), aligned(w)
-        (kernel,) = self._loaded(kind, x.device, few)
+        kernel, *others = self._loaded(kind, x.device, few)
         kernel(grid, BLOCK, x, *sorted_rows, w, rows, out)
-        return out
+        return out if slices == 1 else _added(others[0], out, side.together)
 
     def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
         """The gradient of the weights, flat."""
@@ -156,6 +178,15 @@ class IndexedLinearKernels:
         (kernel,) = self._loaded("to_weight", x.device)
         kernel(grid, BLOCK, x, g, *sorted_rows, rows, sums)
         return sums[0] if slices == 1 else sums.sum(0)
+
+
+def _added(add_slices: Kernel, slices: torch.Tensor, together: int) -> torch.Tensor:
+    """The sum of [slices, rows, out], so many numbers a thread."""
+    out = slices.new_empty(slices.shape[1:])
+    numbers = out.numel()
+    blocks = -(-numbers // (BLOCK[0] * together))
+    add_slices((blocks, 1, 1), BLOCK, slices, numbers, len(slices), out)
+    return out
 
 
 def aligned(t: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,12 @@ TILE, DEPTH = 64, 16
 """Channels of a block, and rows of a tile: (node, component) pairs; what is summed at a time. As in matrix_tile.cuh."""
 EARLIEST = 80
 """The first compute capability whose tensor cores take float64 and tf32, and that copies to shared memory by itself."""
+BUSY_BLOCKS = 3
+"""Of a multiprocessor that long sums of few rows are cut into: the fourth would wait for its turn to multiply."""
+STEPS_OF_A_SLICE = 8
+"""Of such a sum, DEPTH channels each, at least: fewer take no longer than a block needs to begin and to end."""
+STEPS_TO_CUT = 20
+"""Sums that are shorter aren't cut: the launch that adds slices up takes as long as some six steps."""
 COPY_BYTES = 16
 """Of the largest copy to shared memory; where a copy may begin is aligned to its size."""
 
@@ -29,6 +35,17 @@ class Layout(NamedTuple):
 
     rows: int
     blocks: int
+
+
+def slices_of(blocks: int, steps: int, multiprocessors: int) -> int:
+    """Into how many slices sums of few rows are cut, for so many blocks whose longest sum has so many steps.
+
+    A step takes a block alone some 0.39 us on an H200, most of which is waiting, and two more blocks hide
+    that; a second launch takes 2.5 us.
+    """
+    if steps < STEPS_TO_CUT:
+        return 1
+    return max(1, min(BUSY_BLOCKS * multiprocessors // blocks, steps // STEPS_OF_A_SLICE))
 
 
 def too_early(context: PlanContext) -> str:

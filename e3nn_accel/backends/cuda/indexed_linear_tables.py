@@ -160,6 +160,11 @@ class MatrixPaths:
             items += [(n, end, column) for column in range(0, path.columns, tile)]
         return items
 
+    def steps(self, item: tuple[int, int, int]) -> int:
+        """Of the sum that a block of `row_items` walks along."""
+        first, end, _ = item
+        return sum(-(-path.channels // DEPTH) for path in self.by_output[first:end])
+
     def weight_items(self) -> list[tuple[int, int, int]]:
         """(path, first u, first w) of each tile of weights, those that take longest first."""
         longest_first = sorted(enumerate(self.by_output), key=lambda one: -one[1].dim)
@@ -207,7 +212,10 @@ class MatrixPaths:
     ) -> str:
         """The text of ``plan.cuh``."""
         fields = "path, u, w" if of_weights else "first, end, column"
-        items = self.weight_items() if of_weights else self.row_items()
+        items: list[tuple[int, ...]] = [*(self.weight_items() if of_weights else self.row_items())]
+        if few:
+            items = [(*item, self.steps(item)) for item in self.row_items()]
+            fields += ", steps"
         bytes_each = 8 if real == "double" else 4
         dims = sorted({p.dim for p in self.paths})
         pitches = {dim: pitch(dim, bytes_each, of_weights) for dim in dims}
@@ -227,6 +235,7 @@ class MatrixPaths:
                     "ITEMS": len(items),
                     "ROWS": layout.rows,
                     "BLOCKS": layout.blocks,
+                    **({"SLICED": 1} if few else {}),
                     "WHOLE_CHANNELS": self.whole("channels", TILE if of_weights else DEPTH),
                     "WHOLE_COLUMNS": self.whole("columns", TILE),
                     "NODE_ROOM" if of_weights else "LEFT_ROOM": -(-room // 4) * 4,
