@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fresh_python
+import numpy as np
 import pytest
 import torch
 
@@ -86,6 +87,53 @@ def test_losses_of_a_training(trained: dict[str, Path]) -> None:
     stock, ours = (losses(trained[name]) for name in ("stock", "ours"))
     assert len(stock) == len(ours) >= STEPS
     for a, b in zip(ours, stock, strict=True):
+        assert math.isclose(a, b, rel_tol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def with_stresses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Water in cells, whose reference stresses are drawn."""
+    from ase.io import read, write
+
+    random, frames = np.random.default_rng(0), read(EXAMPLE / "valid.xyz", ":24")
+    for atoms in frames:
+        atoms.set_cell(np.diag([7.0, 7.5, 8.0]))
+        atoms.pbc = True
+        atoms.info["REF_stress"] = random.normal(scale=0.01, size=6)
+    path = tmp_path_factory.mktemp("stresses") / "train.xyz"
+    write(path, frames)
+    return path
+
+
+FINE_TUNED = {
+    "foundation_model": EXAMPLE / "water_ethanol.model", "batch_size": 4, "lr": 0.001, "max_num_epochs": 1,
+}  # fmt: skip
+OTHERS = {
+    "stress": {"loss": "stress", "compute_stress": True, "model": "ScaleShiftMACE", "stress_key": "REF_stress"},
+    "LoRA": {**FINE_TUNED, "lora": True},
+    "several heads": {
+        **FINE_TUNED, "E0s": "foundation", "multiheads_finetuning": True, "pt_train_file": EXAMPLE / "test.xyz",
+        "num_samples_pt": 10, "loss": "universal", "force_mh_ft_lr": True,
+    },
+}  # fmt: skip
+"""Trainings of other kinds: their options beside those of `TRAIN`."""
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_trainings(
+    kind: str, python: fresh_python.FreshPython, tmp_path: Path, with_stresses: Path
+) -> None:
+    """On stresses, by low-rank updates, and of a model with several heads: the same losses."""
+    file = with_stresses if kind == "stress" else EXAMPLE / "valid.xyz"
+    options = {**TRAIN, "max_num_epochs": 1, "train_file": file, **OTHERS[kind]}
+    found = {}
+    for name in ("stock", "ours"):
+        rows = run(python, tmp_path / name, "run_train", **options)
+        if name == "ours":
+            assert_planned(rows)
+        found[name] = losses(tmp_path / name)
+    assert len(found["ours"]) == len(found["stock"]) >= 4
+    for a, b in zip(found["ours"], found["stock"], strict=True):
         assert math.isclose(a, b, rel_tol=TOLERANCE)
 
 

@@ -35,7 +35,7 @@ class Domain:
         self.owners = np.array([image[0] for image in ghosts])
         pairs = zip(other.tolist(), shift.tolist(), strict=True)
         self.pair_i = center
-        self.pair_j = np.array([ghosts[a, *s] if any(s) else a for a, s in pairs])
+        self.pair_j = np.array([ghosts[(a, *s)] if any(s) else a for a, s in pairs])
         self.nlocal, self.ntotal = len(atoms), len(atoms) + len(ghosts)
         self.npairs = len(center)
         species = [numbers.index(n) for n in atoms.numbers]
