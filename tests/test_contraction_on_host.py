@@ -49,6 +49,30 @@ def test_single_precision(case: str) -> None:
 
 
 @pytest.mark.slow
+def test_rotation_equivariance() -> None:
+    """Rotated and inverted features give a rotated and inverted result, from MACE's largest plan."""
+    from e3nn import o3
+
+    module, x, y = LARGE.build(), LARGE.features(4), node_attrs("all species", 4)
+    rotation = -o3.matrix_x(torch.tensor(0.7)) @ o3.matrix_y(torch.tensor(1.9))
+    into = o3.Irreps(LARGE.components).D_from_matrix(rotation)
+    out = o3.Irreps([(2, ir) for _, ir in o3.Irreps(LARGE.outputs)]).D_from_matrix(rotation)
+    with accelerated(backend="cuda"), torch.no_grad():
+        found, expected = module(x @ into.T, y), module(x, y) @ out.T
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_gradgradcheck() -> None:
+    """Second derivatives by features and weights against finite differences."""
+    shape = Contraction("0e+1o", "0e+1o", 2, channels=1, species=2)
+    module, y = shape.build(), node_attrs("all species", 2, 2)
+    operands = (shape.features(2).requires_grad_(), *module.parameters())
+    with accelerated(backend="cuda"):
+        assert torch.autograd.gradgradcheck(lambda x, *_: module(x, y), operands)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
 def test_sanitized(sanitizer: str, kernels_on_host: HostCompiler) -> None:
     """No race, nothing read or written that isn't there; one block is full, the other isn't."""

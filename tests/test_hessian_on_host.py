@@ -14,6 +14,7 @@ from small_models import mace, molecules
 
 pytestmark = [
     pytest.mark.once,
+    pytest.mark.slow,
     pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host"),
 ]
 

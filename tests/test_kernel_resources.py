@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from kernel_plans import PLANS
@@ -14,6 +17,7 @@ from e3nn_accel.nvrtc import CompileError, bindings_compiler
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("eager_e3nn", "float64")]
 
+SOURCES = Path(__file__).parents[1] / "kernels"
 RECORD = "python tests/record_kernel_resources.py"
 
 
@@ -59,6 +63,30 @@ def test_the_table_is_of_these_kernels() -> None:
     wanted = {name for plan, sm in COMPILATIONS for name in entries(plan, sm)}
     found = recorded().uses.keys()
     assert found == wanted, f"missing {wanted - found}, stale {found - wanted}: {RECORD}"
+
+
+def test_every_kernel_is_in_the_table() -> None:
+    """Whatever a source defines, some recorded plan compiles."""
+    defined = {
+        name
+        for source in SOURCES.glob("*.cu*")
+        for name in re.findall(r'extern "C"[^(]*\([^)]*\)\s*(\w+)\(', source.read_text())
+    }
+    assert len(defined) > 20
+    assert defined <= {name.split(", ")[-2] for name in recorded().uses}
+
+
+@pytest.mark.slow
+def test_compiles_within_seconds() -> None:
+    """MACE's largest contraction, nothing from a cache: of one core's time; several compile side by side."""
+    pytest.importorskip("mace", reason="MACE isn't installed")
+    nvrtc = toolchain()
+    if isinstance(nvrtc, str):
+        pytest.skip(nvrtc)
+    programs = list(PLANS["contraction, MACE large"].all_programs(90))
+    started = time.process_time()
+    nvrtc.build_all(programs, 90)
+    assert time.process_time() - started < 15
 
 
 def test_the_table_is_as_it_is_written() -> None:
