@@ -32,7 +32,7 @@ def main(pattern: str = "*") -> None:
         if fnmatch(plan, pattern):
             started = time.perf_counter()
             after |= compiled(plan, architecture, toolchain)
-            print(f"{plan}, sm_{architecture}: {time.perf_counter() - started:.0f} s", flush=True)
+            print(f"{plan}, sm_{architecture}: {time.perf_counter() - started:.1f} s", flush=True)
     TABLE.write_text(text_of(Table(toolchain.compiler.version, after)))
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
