@@ -120,6 +120,7 @@ def check_plans(backend: str) -> None:
     assert float(stock.forces.abs().max()) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_the_cpu")
 def test_written_while_enabled() -> None:
     """As `torch.save` writes it for LAMMPS: nothing of us, and it runs without us."""

@@ -50,7 +50,7 @@ def cut_into(slices: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", slow_but([torch.float32, torch.float64], torch.float32), ids=str)
 @pytest.mark.parametrize("slices", slow_but([2, 3, 7, 50], 3, 50))
 @pytest.mark.parametrize("case", slow_but(CASES, "several paths, unreachable", "long"))
 def test_values_and_derivatives(
@@ -63,7 +63,7 @@ def test_values_and_derivatives(
     assert len(found) >= 2
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 31, 33, 64])
+@pytest.mark.parametrize("rows", slow_but([0, 1, 2, 31, 33, 64], 0, 33))
 def test_numbers_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cut_into(4, monkeypatch)
     module = built("96x0e+70x1o", "64x0e+6x1o")

@@ -162,7 +162,9 @@ def staged(part: Part, architecture: int) -> Part:
     )
     if part.weights != part.d.weight_numel or row % COPY_BYTES or row < SHORTEST:
         return part
-    if sum(of.pairs for of in moved.outputs) < FEWEST_PAIRS or not moved.residence("backward"):
+    if sum(of.pairs for of in moved.outputs) < FEWEST_PAIRS:
+        return part
+    if not all(moved.residence(kind) for kind in ("forward", "backward")):
         return part
     if not moved.residence("double"):
         return moved
