@@ -30,6 +30,8 @@ from e3nn_accel.kernel_cache import Binary
 Argument = torch.Tensor | int | float | None
 Dimensions = tuple[int, int, int]
 
+COPY_BYTES = 16
+"""Of the largest copy to shared memory, and what bulk copies are multiples of; where one may begin is aligned to it."""
 _REGISTERS, _MAX_SHARED = 4, 8  # CUfunction_attribute
 
 _lock = ForkSafeLock()
@@ -72,6 +74,11 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def aligned(t: torch.Tensor) -> torch.Tensor:
+    """As it is, or a copy where it begins in the middle of what a kernel copies at once."""
+    return t if t.data_ptr() % COPY_BYTES == 0 else t.clone()
 
 
 def as_plugins_have_it(program: KernelProgram) -> KernelProgram:

@@ -21,15 +21,15 @@
 //
 // Without SORTED all rows have one matrix, SPECIES is 1 and there are no attrs: o3.Linear.
 //
-// SLICED is for few rows, of which there are fewer tiles than a device has room for. A block walks along its sum DEPTH
+// SLICED is for long sums of few rows, of which there are fewer tiles than a device has room for. A block walks along its sum DEPTH
 // channels at a time, and each step waits for the one before, so a long sum takes its time however little there is to do. It is
 // cut: gridDim.y blocks have a slice each of a tile's steps (u of all paths, one path after the other), the same of every
 // species, and write what they have of the result to a place of their own, [slice, row, out]; one without a step writes
 // zeros. add_slices adds them up, first slice first, a thread OUT_COPY numbers: the order of a sum is that of the shapes, and
 // nothing is atomic. Bytes: b N out (2 slices + 1) more, in the second-level cache. A single slice is the result.
 //
-// plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}, and how many steps there are where SLICED; DIMS, for each number of
-// components that there is, as a constant; X_COPY, W_COPY and OUT_COPY, how many numbers lie together wherever a
+// plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}, and how many steps there are where SLICED;
+// DIMS, for each number of components that there is, as a constant; X_COPY, W_COPY and OUT_COPY, how many numbers lie together wherever a
 // copy begins; WHOLE_CHANNELS, WHOLE_COLUMNS: all of them fill tiles; LEFT_ROOM,
 // what the nodes of a tile take in shared memory.
 
@@ -68,12 +68,12 @@ struct Step {
     int species, path, channel;
 };
 
+#if SLICED
 // A step of an item, whatever the species, or the end of them.
 struct Place {
     int path, channel;
 };
 
-#if SLICED
 __device__ __forceinline__ Place place_of(const Item& item, int number) {
     int path = item.first;
     for (; path < item.end; path++) {
@@ -130,13 +130,10 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
     const Place from = place_of(item, slice * item.steps / slices), until = place_of(item, (slice + 1) * item.steps / slices);
     const bool empty = slice * item.steps / slices == (slice + 1) * item.steps / slices;
     out += slice * rows * OUT_ROW;
-#else
-    const Place from = {item.first, 0}, until = {item.end, 0};
-    constexpr bool empty = false;
-#endif
     // Whether a slice's steps begin, or are over, within a path.
-    auto begins_at = [&](const Step& step) { return SLICED && step.path == from.path && step.channel == from.channel; };
-    auto over = [&](const Step& step) { return SLICED && step.path == until.path && step.channel == until.channel; };
+    auto begins_at = [&](const Step& step) { return step.path == from.path && step.channel == from.channel; };
+    auto over = [&](const Step& step) { return step.path == until.path && step.channel == until.channel; };
+#endif
 #if SORTED
     if (number >= rows / nodes + min(rows, (long long)SPECIES + 1)) return;
     if (t < 32) find_tile(s, first, number, nodes, t);
@@ -175,24 +172,29 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
     Path path;
     auto start = [&](const Step& step) {
         path = PATH[step.path];
+        const int skipped = SLICED ? step.channel : 0;  // by a slice that begins within the path
 #pragma unroll
         for (int i = 0; i < LEFT_COPIES; i++) {
             const int e = (t + i * THREADS) * X_COPY, node = e / (DEPTH * dim), at = e % (DEPTH * dim);
-            left_from[i] = x + (long long)s.row[min(node, count - 1)] * IN_ROW + path.in + step.channel * dim + at;
+            left_from[i] = x + (long long)s.row[min(node, count - 1)] * IN_ROW + path.in + skipped * dim + at;
             left_to[i] = node < nodes ? node * pitch + at : -1;
         }
 #pragma unroll
         for (int i = 0; i < RIGHT_COPIES; i++) {
             const int e = (t + i * THREADS) * W_COPY;
 #if TRANSPOSED
-            right_from[i] = weights + path.weight + ((item.column + e / DEPTH) * SPECIES + step.species) * (long long)path.channels + step.channel + e % DEPTH;
+            right_from[i] = weights + path.weight + ((item.column + e / DEPTH) * SPECIES + step.species) * (long long)path.channels + skipped + e % DEPTH;
 #else
-            right_from[i] = weights + path.weight + ((step.channel + e / TILE) * SPECIES + step.species) * (long long)path.columns + item.column + e % TILE;
+            right_from[i] = weights + path.weight + ((skipped + e / TILE) * SPECIES + step.species) * (long long)path.columns + item.column + e % TILE;
 #endif
         }
     };
     auto fetch = [&](const Step& step, real* left) {
+#if SLICED
         if (step.channel == 0 || begins_at(step)) start(step);
+#else
+        if (step.channel == 0) start(step);
+#endif
         real* right = left + LEFT_ROOM;
 #pragma unroll
         for (int i = 0; i < LEFT_COPIES; i++) {
@@ -235,18 +237,29 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
         }
     auto advance = [&](Step& step) {
         step.channel += DEPTH;
+#if SLICED
         if (step.channel < PATH[step.path].channels && !over(step)) return;
         if (!over(step)) {
             step.channel = 0;
             if (++step.path < item.end && !over(step)) return;
         }
         step.path = from.path, step.channel = from.channel;
+#else
+        if (step.channel < PATH[step.path].channels) return;
+        step.channel = 0;
+        if (++step.path < item.end) return;
+        step.path = item.first;
+#endif
         step.species = next_species(s, step.species + 1, mixed ? SPECIES : s.kind + 1);
     };
 
     Sums sums = {};
     const int end = mixed ? SPECIES : s.kind + 1;
+#if SLICED
     Step step = {empty ? end : next_species(s, mixed ? 0 : s.kind, end), from.path, from.channel}, ahead = step;
+#else
+    Step step = {next_species(s, mixed ? 0 : s.kind, end), item.first, 0}, ahead = step;
+#endif
     int slot = 0, slot_ahead = (STAGES - 1) * SLOT;
 #pragma unroll
     for (int n = 0; n < STAGES - 1; n++) {
@@ -286,7 +299,9 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
         slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
         advance(step);
     }
-    wait_for_copies<0>();  // none is left but of a tile without a step, which has waited for nothing
+#if SLICED
+    wait_for_copies<0>();  // none is left but of a slice without a step, which has waited for nothing
+#endif
     __syncthreads();
 
     // Through shared memory, where a node's 64 columns with all components come to lie as they do in `out`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -193,9 +193,14 @@ def _product_of(name: str) -> Programs:
 
 
 def _product(product: Product, dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    return _programs_of(tensor_product.plan, _described(product, dtype), dtype, architecture)
+
+
+@cache
+def _described(product: Product, dtype: torch.dtype) -> object:
+    """Once for all architectures: e3nn takes half a second to build one."""
     module = work(product, 2, dtype, torch.device("cpu")).module
-    d = registry().describe(module, "tensor_product")
-    return _programs_of(tensor_product.plan, d, dtype, architecture)
+    return registry().describe(module, "tensor_product")
 
 
 def _edges(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:

@@ -14,7 +14,7 @@ from linear_parity import built, check
 from mace_parts import node_attrs
 from slow_cases import slow_but
 
-from e3nn_accel.backends.cuda import indexed_linear_launch
+from e3nn_accel.backends.cuda import indexed_linear_launch, indexed_linear_tables
 from e3nn_accel.backends.cuda.indexed_linear_layout import STEPS_TO_CUT, slices_of
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.descriptor import LinearDescriptor, TensorProductDescriptor
@@ -38,8 +38,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cut_into(slices: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Whatever the rule is; the longest sum of each launch, in steps."""
+    """Whatever the rule is, and sums of any length; the longest sum of each launch, in steps."""
     found: list[int] = []
+    monkeypatch.setattr(indexed_linear_tables, "STEPS_TO_CUT", 0)
 
     def this(blocks: int, steps: int, multiprocessors: int) -> int:
         assert blocks > 0
@@ -107,13 +108,23 @@ def test_rule(irreps: tuple[str, str], rows: int, slices: int) -> None:
     """As many blocks as a device keeps busy, of sums that are long."""
     side = paths(*irreps)
     kernels = indexed_linear_launch._Rows.of(side, "float", few=True)
-    assert slices_of(kernels.blocks(rows), kernels.steps, H200) == slices
+    assert kernels.sliced == (kernels.steps >= STEPS_TO_CUT)
+    found = slices_of(kernels.blocks(rows), kernels.steps, H200) if kernels.sliced else 1
+    assert found == slices
 
 
-def test_a_device_that_is_full_or_sums_that_are_short() -> None:
-    assert slices_of(1, STEPS_TO_CUT - 1, H200) == 1
+def test_a_device_that_is_full() -> None:
     assert slices_of(1000, 1 << 20, H200) == 1
     assert slices_of(1, 1 << 20, H200) == 3 * H200
+
+
+def test_short_sums_know_nothing_of_slices() -> None:
+    """Their kernels are what they were: a launch of few rows is mostly its beginning and its end."""
+    for irreps, sliced in ((("128x0e", "64x0e"), False), (("1280x0e", "64x0e"), True)):
+        side = paths(*irreps)
+        assert not side.is_sliced(few=False)
+        assert ("SLICED" in side.header("float", False, True, None)) == sliced
+        assert side.is_sliced(few=True) == sliced
 
 
 def test_blocks_that_have_something_to_do() -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_layout import COPY_BYTES, rounded_to, slices_of
+from e3nn_accel.backends.cuda.indexed_linear_layout import rounded_to, slices_of
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_in_halves import ENTRIES as OF_HALVES
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
@@ -14,7 +14,7 @@ from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies
-from e3nn_accel.launch import Kernel, load_all, multiprocessors
+from e3nn_accel.launch import Kernel, aligned, load_all, multiprocessors
 from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
 
@@ -44,7 +44,8 @@ class _Rows(NamedTuple):
         nodes: Of a tile that is full, at least.
         unfilled: Tiles that aren't, at most: one of each class.
         filled: For each block of a tile, nodes of one that is full.
-        steps: Of the longest sum.
+        sliced: Whether the longest sum can be shared by blocks.
+        steps: Of that sum.
         together: Numbers that a thread of `add_slices` has.
     """
 
@@ -54,6 +55,7 @@ class _Rows(NamedTuple):
     nodes: int
     unfilled: int
     filled: tuple[int, ...]
+    sliced: bool
     steps: int
     together: int
 
@@ -66,7 +68,7 @@ class _Rows(NamedTuple):
         filled = tuple(pairs // side.by_output[first].dim for first, _, _ in items)
         return cls(
             row, side.covered == row, len(items), pairs // side.widest, side.species + 1, filled,
-            max(map(side.steps, items)), side.copies(bytes_each)["OUT_COPY"],
+            side.is_sliced(few), max(map(side.steps, items)), side.copies(bytes_each)["OUT_COPY"],
         )  # fmt: skip
 
     def blocks(self, rows: int) -> int:
@@ -133,7 +135,7 @@ class IndexedLinearKernels:
         return found[kind]
 
     def _entries(self, kind: str, few: bool) -> tuple[tuple[str, str], ...]:
-        if few and kind in self.sides:
+        if kind in self.sides and self.sides[kind].is_sliced(few):
             return ENTRIES[kind], ADD_SLICES
         return OF_HALVES if not few and kind in self._halves else (ENTRIES[kind],)
 
@@ -156,7 +158,7 @@ class IndexedLinearKernels:
             return self._halves[kind].rows(kernels, aligned(x), w)
         side = self._rows[kind, few]
         slices = 1
-        if few and rows:
+        if side.sliced and rows:
             slices = slices_of(side.blocks(rows), side.steps, multiprocessors(x.device))
         shape = (rows, side.row) if slices == 1 else (slices, rows, side.row)
         out = (x.new_empty if side.whole else x.new_zeros)(shape)
@@ -187,11 +189,6 @@ def _added(add_slices: Kernel, slices: torch.Tensor, together: int) -> torch.Ten
     blocks = -(-numbers // (BLOCK[0] * together))
     add_slices((blocks, 1, 1), BLOCK, slices, numbers, len(slices), out)
     return out
-
-
-def aligned(t: torch.Tensor) -> torch.Tensor:
-    """As it is, or a copy where it begins in the middle of what a kernel copies at once."""
-    return t if t.data_ptr() % COPY_BYTES == 0 else t.clone()
 
 
 class OneCall(NamedTuple):

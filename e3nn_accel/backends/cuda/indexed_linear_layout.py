@@ -9,6 +9,7 @@ import torch
 
 from e3nn_accel.availability import architecture_of
 from e3nn_accel.config import Precision
+from e3nn_accel.launch import COPY_BYTES
 from e3nn_accel.plan import PlanContext
 
 TILE, DEPTH = 64, 16
@@ -20,9 +21,7 @@ BUSY_BLOCKS = 3
 STEPS_OF_A_SLICE = 8
 """Of such a sum, DEPTH channels each, at least: fewer take no longer than a block needs to begin and to end."""
 STEPS_TO_CUT = 20
-"""Sums that are shorter aren't cut: the launch that adds slices up takes as long as some six steps."""
-COPY_BYTES = 16
-"""Of the largest copy to shared memory; where a copy may begin is aligned to its size."""
+"""Sums that are shorter can't be cut: the launch that adds slices up takes as long as some six steps."""
 
 
 class Layout(NamedTuple):
@@ -43,8 +42,6 @@ def slices_of(blocks: int, steps: int, multiprocessors: int) -> int:
     A step takes a block alone some 0.39 us on an H200, most of which is waiting, and two more blocks hide
     that; a second launch takes 2.5 us.
     """
-    if steps < STEPS_TO_CUT:
-        return 1
     return max(1, min(BUSY_BLOCKS * multiprocessors // blocks, steps // STEPS_OF_A_SLICE))
 
 

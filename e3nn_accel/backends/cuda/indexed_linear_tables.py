@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from e3nn_accel.backends.cuda.indexed_linear_layout import (
-    COPY_BYTES,
     DEPTH,
+    STEPS_TO_CUT,
     TILE,
     Layout,
     pitch,
@@ -23,6 +23,7 @@ from e3nn_accel.descriptor import (
     TensorProductDescriptor,
 )
 from e3nn_accel.irreps import dim_of
+from e3nn_accel.launch import COPY_BYTES
 
 MOST_PATHS = 1600
 """Of a table, which is text that a compiler reads; with feature columns there is a path from each to each."""
@@ -165,6 +166,10 @@ class MatrixPaths:
         first, end, _ = item
         return sum(-(-path.channels // DEPTH) for path in self.by_output[first:end])
 
+    def is_sliced(self, few: bool) -> bool:
+        """Whether its kernel can share a sum among blocks: the others are faster for not knowing how."""
+        return few and max(map(self.steps, self.row_items()), default=0) >= STEPS_TO_CUT
+
     def weight_items(self) -> list[tuple[int, int, int]]:
         """(path, first u, first w) of each tile of weights, those that take longest first."""
         longest_first = sorted(enumerate(self.by_output), key=lambda one: -one[1].dim)
@@ -213,7 +218,7 @@ class MatrixPaths:
         """The text of ``plan.cuh``."""
         fields = "path, u, w" if of_weights else "first, end, column"
         items: list[tuple[int, ...]] = [*(self.weight_items() if of_weights else self.row_items())]
-        if few:
+        if self.is_sliced(few):
             items = [(*item, self.steps(item)) for item in self.row_items()]
             fields += ", steps"
         bytes_each = 8 if real == "double" else 4
@@ -235,7 +240,7 @@ class MatrixPaths:
                     "ITEMS": len(items),
                     "ROWS": layout.rows,
                     "BLOCKS": layout.blocks,
-                    **({"SLICED": 1} if few else {}),
+                    **({"SLICED": 1} if self.is_sliced(few) else {}),
                     "WHOLE_CHANNELS": self.whole("channels", TILE if of_weights else DEPTH),
                     "WHOLE_COLUMNS": self.whole("columns", TILE),
                     "NODE_ROOM" if of_weights else "LEFT_ROOM": -(-room // 4) * 4,

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_launch import aligned
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS, Part, Segment, numbered
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import TensorProductDescriptor
 from e3nn_accel.irreps import dim_of
-from e3nn_accel.launch import Dimensions, Kernel, load_all, multiprocessors
+from e3nn_accel.launch import Dimensions, Kernel, aligned, load_all, multiprocessors
 from e3nn_accel.ops.tensor_product import Wanted
 from e3nn_accel.plan import PlanContext
 

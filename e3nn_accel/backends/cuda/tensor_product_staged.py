@@ -6,7 +6,7 @@ A `MixPart` that has all weights of a row, where the device has bulk copies and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,6 @@ from e3nn_accel.backends.cuda.tensor_product_plan import (
     rows_of,
 )
 from e3nn_accel.backends.cuda.tensor_product_warps import (
-    COPY_BYTES,
     THREADS,
     Cut,
     Output,
@@ -33,6 +32,7 @@ from e3nn_accel.backends.cuda.tensor_product_warps import (
     tasks,
 )
 from e3nn_accel.irreps import dim_of
+from e3nn_accel.launch import COPY_BYTES
 
 STAGED_FILE = "tensor_product_mixed_staged.cu"
 SHORTEST = 8 * 1024
@@ -130,10 +130,8 @@ class StagedMixPart(MixPart):
             place = (of.at, of.mul, of.d3, g, sums, run, end)
             blocks.append((*place, cut.vector, cut.lanes, cut.slices, of.accumulate))
             sums, g, run = sums + of.dim * cut.slices, g + gradient_room(of, self.real_bytes), end
-        dealt, (shapes, pairs) = (
-            tasks(self.outputs, self.cuts),
-            Shapes.of(self.outputs, self.real_bytes),
-        )
+        dealt = tasks(self.outputs, self.cuts)
+        shapes, pairs = Shapes.of(self.outputs, self.real_bytes)
         sizes = rows_of(self.d) | {
             "OUT_ROW": dim_of(self.d.irreps_out), "OUTPUTS": self.gradients, "SUMS": sums, "G_ROOM": g,
             "THREADS": THREADS, "RESIDENT": residence.blocks, "SLOTS": residence.slots,
@@ -166,13 +164,4 @@ def staged(part: Part, architecture: int) -> Part:
         return part
     if not all(moved.residence(kind) for kind in ("forward", "backward")):
         return part
-    if not moved.residence("double"):
-        return moved
-    return StagedMixPart(
-        part.d,
-        part.blocks,
-        part.tables,
-        part.real_bytes,
-        has_double=True,
-        architecture=architecture,
-    )
+    return replace(moved, has_double=moved.residence("double") is not None)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
+from e3nn_accel.launch import COPY_BYTES
+
 THREADS, WARP = 256, 32
 WARPS = THREADS // WARP
-BANKS, WORD, COPY_BYTES = 32, 4, 16
+BANKS, WORD = 32, 4
 
 
 class Run(NamedTuple):
