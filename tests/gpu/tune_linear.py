@@ -4,6 +4,7 @@ python tests/gpu/tune_linear.py "linear after conv" float32
 python tests/gpu/tune_linear.py "linear after conv" float32 72       of so many rows
 python tests/gpu/tune_linear.py "linear after conv" float32 0 tf32   of all, in that precision
 python tests/gpu/tune_linear.py chosen float32                       every case, in the layout that is chosen
+python tests/gpu/tune_linear.py slices float32                       of few rows, long sums uncut and cut
 
 What `MatrixPaths.layout` and `cut_of` say of an H100 was found by this. Times are the device's own, of calls
 replayed by a CUDA graph; errors are relative, against the first layout's result.
@@ -24,7 +25,7 @@ import torch
 from e3nn import o3
 from tune_convolution import milliseconds
 
-from e3nn_accel.backends.cuda import linear_in_halves
+from e3nn_accel.backends.cuda import indexed_linear_tables, linear_in_halves
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_layout import TILE, Layout
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
@@ -54,6 +55,12 @@ CASES = {
     "skip connection, tutorial": Case(HIDDEN, HIDDEN, 10000, 20),
     "last radial layer": Case("64x0e", "1280x0e", 187000),
 }
+FEW_ROWS = {
+    "gradient through a radial layer, 64 atoms": (Case("64x0e", "1280x0e", 3008), "to_input"),
+    "the same of a first layer": (Case("64x0e", "512x0e", 3008), "to_input"),
+    "linear after conv, 64 atoms": (CASES["linear after conv"]._replace(rows=72), "forward"),
+}
+"""Long sums, and which way."""
 LAYOUTS = [Layout(*both) for both in product((32, 64, 128), (2, 3, 4))]
 CUTS = [
     Cut(64, 64, 16, 4, 4), Cut(64, 64, 32, 2, 3), Cut(64, 64, 32, 3, 3), Cut(64, 64, 32, 3, 4),
@@ -124,7 +131,15 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
     """Print a line for each kernel and layout."""
     dtype = getattr(torch, dtype_name)
     torch.manual_seed(0)
+    exact: dict[str, Any] = {}
     print(torch.cuda.get_device_name(), name, dtype_name, precision)
+    if name == "slices":
+        for each, (case, kind) in FEW_ROWS.items():
+            exact = {}
+            with mock.patch.object(indexed_linear_tables, "STEPS_TO_CUT", 1 << 30):
+                time_kinds(case, dtype, precision, exact, f"{each}, uncut", [kind])
+            time_kinds(case, dtype, precision, exact, f"{each}, cut", [kind])
+        return
     if name == "chosen":
         for each, case in CASES.items():
             time_kinds(case, dtype, precision, {}, each)
@@ -132,7 +147,7 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
     case = CASES[name]
     if int(rows or 0):
         case = case._replace(rows=int(rows))
-    exact: dict[str, Any] = {}
+    exact = {}
     for layout in LAYOUTS:
 
         def this(
