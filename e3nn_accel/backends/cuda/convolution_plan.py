@@ -1,7 +1,8 @@
 """From a convolution's descriptor to the tables that ``kernels/convolution.cu`` is compiled with.
 
 A kernel keeps the outputs of one channel in registers, so products with many paths are cut into
-groups of paths whose outputs fit; each group is a kernel of its own over the same edges.
+groups of paths whose outputs fit; each group is a kernel of its own over the same edges, which reads the
+features that its paths take and writes their gradients edge by edge. So paths are cut in the order of their inputs.
 """
 
 from __future__ import annotations
@@ -70,10 +71,21 @@ class Group:
 
 
 def groups_of(d: TensorProductDescriptor, real_bytes: int) -> list[Group]:
-    """Cut the paths into groups; those with the same output stay together."""
+    """Cut the paths into groups; those with the same output stay together, those of an input as far as may be."""
+    groups = _cut(d, list(_paths_by_output(d)), real_bytes)
+    if len(groups) == 1:
+        return groups
+    by_input = sorted(_paths_by_output(d), key=lambda paths: min(p.i_in1 for p, _ in paths))
+    return _cut(d, by_input, real_bytes)
+
+
+def _cut(
+    d: TensorProductDescriptor, outputs: list[list[tuple[ProductPath, int]]], real_bytes: int
+) -> list[Group]:
+    """Fill one group after the other."""
     limit = OUTPUT_REGISTERS * 4 // real_bytes
     groups: list[Group] = []
-    for paths in _paths_by_output(d):
+    for paths in outputs:
         width = d.irreps_out[paths[0][0].i_out].ir_dim
         second = len({(p.i_in2, v) for p, _ in paths for v in range(d.irreps_in2[p.i_in2].mul)})
         group = groups[-1] if groups else None
