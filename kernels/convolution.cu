@@ -7,8 +7,9 @@
 // over all edges of the node and are written once, so sums have a fixed order and isolated nodes
 // need no zero-filling. Edges come in batches of EDGES: the block builds their M in shared memory,
 // then each thread runs through them with the weights and features of the next edge already on
-// their way (registers), since the weights, read once, are nearly all of the traffic. Backward's results
-// are an edge's each: where there are few receivers, several blocks share the edges of one.
+// their way (registers), since the weights, read once, are nearly all of the traffic. Where there are few
+// receivers, several blocks share the edges of one: backward's results are an edge's each, forward's are
+// [shares, nodes], which sum_shares.cu adds up.
 //
 // Bytes, b to a number: b E (weights + y) + b N (x + out) forward; backward reads and writes the
 // weights once more each. The features gathered come from the second-level cache.
@@ -81,7 +82,7 @@ convolution_forward(const real* __restrict__ x, const real* __restrict__ y, cons
                     real* __restrict__ out) {
     __shared__ Batch b;
     const int node = blockIdx.x, u = blockIdx.y * THREADS + threadIdx.x;
-    const int begin = first[node], end = first[node + 1];
+    const auto [begin, end] = share_of(first, node);
     real sums[OUT_COMPONENTS];
     UNROLL for (int k = 0; k < OUT_COMPONENTS; k++) sums[k] = 0;
     for (int base = begin; base < end; base += EDGES) {
@@ -105,7 +106,7 @@ convolution_forward(const real* __restrict__ x, const real* __restrict__ y, cons
             }
         }
     }
-    store_outputs(out, sums, node, u);
+    store_outputs(out, sums, row_of_share(node), u);
 }
 #endif
 

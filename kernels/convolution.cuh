@@ -28,6 +28,9 @@ __device__ __forceinline__ Range share_of(const int* first, int node) {
     return {own, min(own + share, end)};
 }
 
+// Where a block's outputs of its share go: [shares, nodes], each share's rows behind those of the one before.
+__device__ __forceinline__ long long row_of_share(int node) { return (long long)blockIdx.z * gridDim.x + node; }
+
 __device__ __forceinline__ void fetch_outputs(real (&g)[OUT_COMPONENTS], const real* rows, long long node, int u) {
     UNROLL for (int k = 0; k < OUT_COMPONENTS; k++)
         g[k] = ACTIVE(OUT_ROW[k].mul) ? __ldg(rows + node * OUT_ROW_SIZE + OUT_ROW[k].offset + u * OUT_ROW[k].stride) : (real)0;

@@ -1,7 +1,7 @@
 // The fused convolution of convolution.cu with its rows moved by the copy engine (sm_90 and newer).
 //
-// Ownership, maths and order of the sums are those of convolution.cu: a block owns a receiver, or backward a
-// share of its edges, a thread a channel. What differs is how an edge's rows travel. Thread 0 asks for whole rows of the
+// Ownership, maths and order of the sums are those of convolution.cu: a block owns a receiver, or a share of its
+// edges, a thread a channel. What differs is how an edge's rows travel. Thread 0 asks for whole rows of the
 // weights and the sender's features, SLOTS edges ahead, into a ring in shared memory; each thread
 // reads its channel there. Derivatives replace weights and features in the slot and leave by the
 // copy engine too, so the loop over edges has no load or store of global memory, and the registers
@@ -174,7 +174,7 @@ __device__ __forceinline__ void done_with(Ring& ring, int slot) {
 }
 
 // The ring is free at the end: the node's outputs leave through it as one row, where they fit.
-__device__ __forceinline__ void write_outputs(Stage& s, real* out, const real (&sums)[OUT_COMPONENTS], int node, int u) {
+__device__ __forceinline__ void write_outputs(Stage& s, real* out, const real (&sums)[OUT_COMPONENTS], long long node, int u) {
 #if OUTPUTS_STAGED
     __syncthreads();
     real* row = reinterpret_cast<real*>(s.ring.slots);
@@ -183,7 +183,7 @@ __device__ __forceinline__ void write_outputs(Stage& s, real* out, const real (&
     fence_for_copies();
     __syncthreads();
     if (threadIdx.x == 0) {
-        copy_out_once(out + (long long)node * OUT_ROW_SIZE, row, OUT_ROW_SIZE * sizeof(real));
+        copy_out_once(out + node * OUT_ROW_SIZE, row, OUT_ROW_SIZE * sizeof(real));
         close_group();
         wait_for_groups<0>();
     }
@@ -200,7 +200,7 @@ convolution_forward(const real* __restrict__ x, const real* __restrict__ y, cons
     extern __shared__ __align__(128) unsigned char memory[];
     Stage& s = *reinterpret_cast<Stage*>(memory);
     const int node = blockIdx.x, u = threadIdx.x;
-    const int begin = first[node], end = first[node + 1];
+    const auto [begin, end] = share_of(first, node);
     const Rows rows = {x, weights, nullptr, nullptr};
     real sums[OUT_COMPONENTS];
     UNROLL for (int k = 0; k < OUT_COMPONENTS; k++) sums[k] = 0;
@@ -232,7 +232,7 @@ convolution_forward(const real* __restrict__ x, const real* __restrict__ y, cons
             turn.next();
         }
     }
-    write_outputs(s, out, sums, node, u);
+    write_outputs(s, out, sums, row_of_share(node), u);
 }
 #endif
 

@@ -11,7 +11,7 @@ from slow_cases import slow_but
 
 import e3nn_accel
 from e3nn_accel.backends.cuda import convolution_kernels
-from e3nn_accel.backends.cuda.convolution_schedule import Schedule, shares
+from e3nn_accel.backends.cuda.convolution_schedule import Schedule, shares, sums_of_shares
 
 pytestmark = [
     pytest.mark.once,
@@ -57,8 +57,10 @@ def test_odd_graphs(graph: str) -> None:
 def test_blocks_that_share_a_receiver(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are few of them; some shares are empty."""
     monkeypatch.setattr(convolution_kernels, "shares", lambda *of: blocks)
-    module, ends = every_path(*CASES["several groups"]), hub()
-    check(module, ends, operands_of(module, 7, ends.shape[1], torch.float64), torch.float64)
+    monkeypatch.setattr(convolution_kernels, "sums_of_shares", lambda *of: blocks)
+    for module in (every_path(*CASES["several groups"]), shared_outputs()):
+        ends = hub()
+        check(module, ends, operands_of(module, 7, ends.shape[1], torch.float64), torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,23 @@ def test_how_many_share_a_receiver(nodes: int, edges: int, expected: int) -> Non
     """As many as fill the device, if they have enough to do."""
     layout = Schedule(threads=128, chunks=1, edges=32, blocks=4)
     assert shares(layout, nodes, edges, multiprocessors=132) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "edges", "expected"),
+    [
+        (64, 3000, 5),
+        (200, 9000, 2),
+        (1000, 46000, 1),
+        (64, 500, 1),
+        (1, 500, 8),
+        (0, 0, 1),
+        (9, 0, 1),
+    ],
+)
+def test_how_many_share_a_sum(nodes: int, edges: int, expected: int) -> None:
+    """Fewer: what they make is added up by another launch."""
+    assert sums_of_shares(1, nodes, edges, multiprocessors=132) == expected
 
 
 @pytest.mark.parametrize("wanted", ["x", "y", "w", "xy", "xw", "yw"])

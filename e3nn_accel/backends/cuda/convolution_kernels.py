@@ -19,8 +19,9 @@ from e3nn_accel.backends.cuda.convolution_schedule import (
     schedule,
     shares,
     staged_schedule,
+    sums_of_shares,
 )
-from e3nn_accel.backends.cuda.convolution_sums import Sums, sum_rows_program
+from e3nn_accel.backends.cuda.convolution_sums import SharesSum, Sums, sum_rows_program
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import TensorProductDescriptor
@@ -95,6 +96,7 @@ class FusedConvolution:
             kind: staged_schedule(d, self.groups, kind, self.bytes, self.architecture)
             for kind in KINDS
         }
+        self._shares = SharesSum(self.dim_out, self.real, self.bytes, self.config)
         self._columns: dict[tuple[int, torch.device], torch.Tensor] = {}
         self._kernels: dict[tuple[Variant, torch.device], tuple[tuple[Kernel, Part], ...]] = {}
 
@@ -102,7 +104,8 @@ class FusedConvolution:
         """What an energy and force call runs, for ``kernels warm`` and for checks without a GPU."""
         backward = self.variant("backward")
         variants = self.variant("forward"), backward, Variant("gather", staged=backward.staged)
-        return [part.program for variant in variants for part in self.parts(variant)]
+        parts = [part.program for variant in variants for part in self.parts(variant)]
+        return [*parts, self._shares.program]
 
     def variant(
         self, kind: Kind, wanted: Wanted = EVERY, operands: tuple[torch.Tensor, ...] = ()
@@ -175,15 +178,18 @@ class FusedConvolution:
         self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, graph: Neighbours
     ) -> torch.Tensor:
         """Out [nodes, dim_out]; every element written by the kernels, or zero-filled where no path leads."""
-        out = self._new_output(x, graph)
         variant = self.variant("forward", EVERY, (x, w))
-        for kernel, part in self.kernels(variant, x.device):
+        parts = self.kernels(variant, x.device)
+        chunks = max(part.layout.chunks for _, part in parts)
+        count = sums_of_shares(chunks, graph.nodes, len(y), multiprocessors(x.device))
+        out = self._new_output(x, *([count] if count > 1 else []), graph.nodes)
+        for kernel, part in parts:
             grid, block, shared = _launch(graph, part.layout)
             kernel(
-                grid, block, x, y, w, graph.by_receiver, graph.senders, graph.first_of_receiver, out,
-                shared=shared,
+                (*grid[:2], count), block, x, y, w, graph.by_receiver, graph.senders, graph.first_of_receiver,
+                out, shared=shared,
             )  # fmt: skip
-        return out
+        return out if count == 1 else self._shares.sum(out)
 
     def backward(
         self,
@@ -229,7 +235,7 @@ class FusedConvolution:
         """(dg, dx, dy, dw) of <hx, dx> + <hy, dy> + <hw, dw>."""
         variant = self.variant("double", EVERY, (x, w, hx, hw))
         sums = Sums(self, x, y, w, graph, variant)
-        out = self._new_output(x, graph)
+        out = self._new_output(x, graph.nodes)
         for kernel, part in self.kernels(variant, x.device):
             grid, block, shared = _launch(graph, part.layout)
             at = sums.of(part)
@@ -240,9 +246,9 @@ class FusedConvolution:
             sums.add(part, at)
         return out, sums.dx, sums.dy, sums.dw
 
-    def _new_output(self, like: torch.Tensor, graph: Neighbours) -> torch.Tensor:
+    def _new_output(self, like: torch.Tensor, *leading: int) -> torch.Tensor:
         new = like.new_empty if self.all_outputs else like.new_zeros
-        return new((graph.nodes, self.dim_out))
+        return new((*leading, self.dim_out))
 
 
 def _launch(

@@ -27,6 +27,10 @@ STAGED_SHARED = {90: 228 * 1024, 100: 228 * 1024, 103: 228 * 1024}
 EDGES_A_SHARE = 4
 """Edges of a block on average, at least, where several share a receiver: each has to build what they share."""
 MOST_SHARES = 16
+EDGES_A_SUM, MOST_SUMS = 8, 8
+"""The same forward, where what blocks share is added up by a further launch."""
+BLOCKS_SHARING = 4
+"""A multiprocessor's, forward, whatever the layout: a sum's order is the graph's and the device's."""
 BLOCK_RESERVE = 1024
 """Bytes of it that the system takes for each block."""
 
@@ -104,6 +108,12 @@ def shares(layout: Schedule, nodes: int, edges: int, multiprocessors: int) -> in
     """
     wanted = multiprocessors * layout.blocks // max(nodes * layout.chunks, 1)
     return max(1, min(wanted, edges // max(nodes * EDGES_A_SHARE, 1), MOST_SHARES))
+
+
+def sums_of_shares(chunks: int, nodes: int, edges: int, multiprocessors: int) -> int:
+    """The same of the forward kernel."""
+    wanted = BLOCKS_SHARING * multiprocessors // max(nodes * chunks, 1)
+    return max(1, min(wanted, edges // max(nodes * EDGES_A_SUM, 1), MOST_SUMS))
 
 
 def _moves_whole_rows(d: TensorProductDescriptor, groups: list[Group], real_bytes: int) -> bool:

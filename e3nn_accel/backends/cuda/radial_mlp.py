@@ -13,6 +13,7 @@ from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_earl
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.radial_mlp_kernels import RadialMlpKernels, too_large
 from e3nn_accel.backends.torch.radial_mlp import activated, run_layers
+from e3nn_accel.branches import beside
 from e3nn_accel.descriptor import (
     LinearDescriptor,
     LinearPath,
@@ -74,7 +75,7 @@ def plan(d: RadialMlpDescriptor, context: PlanContext) -> Plan | Refusal:
             f"the last layer in one kernel{last_one}; hidden layers in torch: {left_to_torch}"
         )
     programs = (*(kernels.programs() if kernels else ()), *call.kernels.programs())
-    return Plan("cuda", d, strategy, run, programs, gradients, rounded)
+    return Plan("cuda", d, strategy, beside(run), programs, gradients, rounded)
 
 
 def _as_linear(layer: RadialLayer) -> LinearDescriptor:
