@@ -12,10 +12,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from e3nn_accel.branches import early
 from e3nn_accel.compat import version_counter
 from e3nn_accel.tensor_keys import OfTensors
 
@@ -98,6 +99,22 @@ class NodesBySpecies:
 FindsNeighbours = Callable[[torch.Tensor, int], Neighbours]
 finders: dict[str, FindsNeighbours] = {}
 """By type of device, where something is faster than torch's sorts; a backend puts it here."""
+
+
+class SumsGroups(Protocol):
+    """What sums rows by groups."""
+
+    def takes(self, rows: torch.Tensor) -> bool:
+        """Whether `sum` does: by dtype and columns."""
+        ...
+
+    def sum(self, rows: torch.Tensor, order: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """[groups, ..] of ``rows`` [rows, ..]; rows ``order[first[n]:first[n + 1]]`` belong to group n."""
+        ...
+
+
+adders: dict[str, SumsGroups] = {}
+"""By type of device, where something is faster than torch's operations; a backend puts it here."""
 
 
 def nodes_by_species(
@@ -265,7 +282,7 @@ def _found_in_capture(
         grouping: Grouping = found[key][1]
         return grouping
     with torch.no_grad():
-        grouping = find(tensor.detach())
+        grouping = early(lambda given: find(given.detach()), tensor)
     if found is not None:
         found[key] = tensor, grouping  # the tensor, too: another could have its number
     return grouping

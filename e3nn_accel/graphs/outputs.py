@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from e3nn_accel.branches import is_ready
 from e3nn_accel.compat import copy_all
 from e3nn_accel.gathers import QuickGathers
 from e3nn_accel.graphs.padding import AXES, GRAPHS, NODES, Axis, Capacity, Size
@@ -104,7 +105,7 @@ def produce(
         NotCapturable: Something came of it that isn't known.
     """
     before = {name: tensor.detach() for name, tensor in inputs.items()}
-    batch = dict(before)
+    batch = {name: is_ready(tensor) for name, tensor in before.items()}
     with QuickGathers():
         returned = forward(batch)
     if type(returned) is not dict:

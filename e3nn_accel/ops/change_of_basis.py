@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from e3nn_accel.branches import early
 from e3nn_accel.compat import gradients_wanted
 
 Some = Sequence[torch.Tensor | None]
@@ -33,11 +34,23 @@ class BasisKernels(Protocol):
 
 def change_of_basis(weights: Some, kernels: BasisKernels) -> torch.Tensor:
     """Sum_b T_b W_b."""
-    if torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in weights):
-        which = tuple(n for n, w in enumerate(weights) if w is not None)
-        out: torch.Tensor = _To.apply(*[weights[n] for n in which], which, kernels)  # type: ignore[no-untyped-call]
+    numbered = [(n, w) for n, w in enumerate(weights) if w is not None]
+    which, given = tuple(n for n, _ in numbered), [w for _, w in numbered]
+    if torch.is_grad_enabled() and any(w.requires_grad for w in given):
+        out: torch.Tensor = _To.apply(*given, which, kernels)  # type: ignore[no-untyped-call]
         return out
-    return kernels.to_basis([None if w is None else w.contiguous() for w in weights])
+    return early(
+        lambda *given: kernels.to_basis(_in_their_places(given, which, kernels.blocks)), *given
+    )
+
+
+def _in_their_places(
+    given: Sequence[torch.Tensor], which: Sequence[int], blocks: int
+) -> list[torch.Tensor | None]:
+    places: list[torch.Tensor | None] = [None] * blocks
+    for n, w in zip(which, given, strict=True):
+        places[n] = w.contiguous()
+    return places
 
 
 class _To(torch.autograd.Function):
@@ -45,10 +58,8 @@ class _To(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
         *given, ctx.which, ctx.kernels = arguments
         ctx.set_materialize_grads(False)
-        weights: list[torch.Tensor | None] = [None] * ctx.kernels.blocks
-        for n, w in zip(ctx.which, given, strict=True):
-            weights[n] = w.contiguous()
-        out: torch.Tensor = ctx.kernels.to_basis(weights)
+        places = _in_their_places(given, ctx.which, ctx.kernels.blocks)
+        out: torch.Tensor = ctx.kernels.to_basis(places)
         return out
 
     @staticmethod

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from e3nn_accel.compat import functorch_transform
+from e3nn_accel.groupings import adders
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -82,6 +83,9 @@ def one_of_each(columns: int, column: torch.Tensor) -> Sums:
 
 
 def _add_groups(g: torch.Tensor, order: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    adder = adders.get(g.device.type)
+    if adder is not None and adder.takes(g):
+        return adder.sum(g, order, first)
     return torch.segment_reduce(g.index_select(0, order), "sum", offsets=first, unsafe=True)
 
 

@@ -6,10 +6,14 @@ import torch
 
 from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution
 from e3nn_accel.backends.cuda.edges import EdgeSort
+from e3nn_accel.backends.cuda.group_sums import GroupSums
 from e3nn_accel.descriptor import ConvolutionDescriptor
-from e3nn_accel.groupings import finders, neighbours_of
+from e3nn_accel.groupings import adders, finders, neighbours_of
 from e3nn_accel.ops.convolution import convolution, convolution_gradients
 from e3nn_accel.plan import Plan, PlanContext
+
+VECTOR = 3
+"""Numbers of a position."""
 
 
 def refusal(descriptor: ConvolutionDescriptor) -> str:
@@ -29,9 +33,11 @@ def refusal(descriptor: ConvolutionDescriptor) -> str:
 def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     """Kernels for one product; compiled at their first use."""
     kernels = FusedConvolution(descriptor.product, context)
-    edges = EdgeSort(context.config)
-    if context.device.type == "cuda":  # for all that asks for neighbours there
-        finders["cuda"] = edges.find
+    edges, sums = EdgeSort(context.config), GroupSums(context.config)
+    if (
+        context.device.type == "cuda"
+    ):  # for all that asks for neighbours there, and for sums over them
+        finders["cuda"], adders["cuda"] = edges.find, sums
 
     def run(
         x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, edge_index: torch.Tensor
@@ -51,4 +57,5 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     strategy = f"fused kernel, {sum(len(g.terms) for g in kernels.groups)} paths" + (
         f" in {count} parts" if count > 1 else ""
     )
-    return Plan("cuda", descriptor, strategy, run, (*kernels.programs(), edges.program), gradients)
+    of_graphs = edges.program, sums.program(VECTOR, context.dtype)
+    return Plan("cuda", descriptor, strategy, run, (*kernels.programs(), *of_graphs), gradients)

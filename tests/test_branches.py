@@ -1,0 +1,155 @@
+"""What runs beside the rest of a captured call, with streams that note what they are told."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from e3nn_accel import branches
+from e3nn_accel.branches import beside, branching, early, is_ready
+
+pytestmark = pytest.mark.once
+
+
+@dataclass
+class Stream:
+    """In place of a CUDA stream: an event is the number of things its stream was given before."""
+
+    name: str
+    given: list[str] = field(default_factory=list)
+    device = torch.device("cpu")
+
+    def record_event(self) -> str:
+        return f"{self.name} {len(self.given)}"
+
+    def wait_event(self, event: str) -> None:
+        self.given.append(f"waits for {event}")
+
+    def wait_stream(self, other: Stream) -> None:
+        self.wait_event(other.record_event())
+
+
+class Device:
+    """Has a current stream."""
+
+    def __init__(self) -> None:
+        self.main, self.side = Stream("main"), Stream("side")
+        self.current = self.main
+
+    def current_stream(self, device: torch.device) -> Stream:
+        return self.current
+
+    @contextlib.contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def does(self, what: str) -> None:
+        self.current.given.append(what)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    found = Device()
+    monkeypatch.setattr(torch.cuda, "current_stream", found.current_stream)
+    monkeypatch.setattr(torch.cuda, "stream", found.stream)
+    return found
+
+
+def product(device: Device, name: str) -> branches.Run:
+    def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        device.does(name)
+        return x @ w
+
+    return beside(run)
+
+
+def test_it_waits_for_its_operand_alone(device: Device) -> None:
+    """And what comes after waits for it; the second product for the first, on the same stream."""
+    x, w = torch.ones(3, 2), torch.ones(2, 2)
+    first, second = product(device, "first"), product(device, "second")
+    with branching(device.side):  # type: ignore[arg-type]
+        device.does("x")
+        is_ready(x)
+        device.does("something else")
+        first(x, w)
+        device.does("a layer")
+        second(x, w)
+    assert device.side.given == ["waits for main 1", "first", "waits for main 1", "second"]
+    assert device.main.given == ["x", "something else", "waits for side 2", "a layer", "waits for side 4"]  # fmt: skip
+
+
+def test_an_operand_that_nobody_noted_or_that_changed(device: Device) -> None:
+    """Whatever the stream was given before may have made it."""
+    x, w = torch.ones(3, 2), torch.ones(2, 2)
+    run = product(device, "product")
+    with branching(device.side):  # type: ignore[arg-type]
+        device.does("x")
+        run(x, w)
+        device.does("x again")
+        x.add_(1)
+        run(x, w)
+    assert device.side.given == ["waits for main 1", "product", "waits for main 3", "product"]
+
+
+def test_what_is_made_of_frozen_weights_or_of_the_batch(device: Device) -> None:
+    """Waits for the capture's begin, or for the batch as it was then."""
+    batch, weight = torch.arange(3.0), torch.nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def find(name: str, *of: torch.Tensor) -> torch.Tensor:
+        def found(*of: torch.Tensor) -> torch.Tensor:
+            device.does(name)
+            return sum(of, torch.zeros(3))
+
+        return early(found, *of)
+
+    with branching(device.side):  # type: ignore[arg-type]
+        is_ready(batch)
+        device.does("a layer")
+        assert torch.equal(find("basis", weight), torch.ones(3))
+        assert torch.equal(find("order", batch, weight), batch + 1)
+    assert device.side.given == [
+        "waits for main 0", "basis", "waits for main 0", "waits for main 0", "order",
+    ]  # fmt: skip
+    assert device.main.given == ["a layer", "waits for side 2", "waits for side 5"]
+
+
+def test_elsewhere_it_is_a_call(device: Device) -> None:
+    """Without a branch, within a graph of many edges, and after a capture."""
+    x, w = torch.ones(3, 2), torch.ones(2, 2)
+    run = product(device, "product")
+    assert torch.equal(run(is_ready(x), w), x @ w)
+    with branching(None):
+        run(x, w)
+    with branching(device.side):  # type: ignore[arg-type]
+        run(torch.ones(branches.MOST_ROWS + 1, 2), w)
+    run(x, w)
+    assert device.main.given == ["product"] * 4
+    assert device.side.given == []
+
+
+def test_what_passes_between_streams_is_kept(device: Device) -> None:
+    """Results, operands and both gradients, until the capture ends; gradients are what they are without."""
+    w = torch.randn(2, 2)
+    run = product(device, "product")
+    x = torch.randn(3, 2, requires_grad=True)
+    (expected,) = torch.autograd.grad((x @ w).sin().sum(), x)
+    with branching(device.side):  # type: ignore[arg-type]
+        out = run(x, w)
+        (found,) = torch.autograd.grad(out.sin().sum(), x)
+        branch = branches._here.branch
+        assert branch is not None
+        kept = [t.data_ptr() for t in branch._kept if isinstance(t, torch.Tensor)]
+        assert {x.data_ptr(), out.data_ptr()} <= set(kept)
+        assert (
+            len(kept) == 5
+        )  # x twice: as it was given, and as it was taken; with its gradient and that of out
+    assert branches._here.branch is None
+    torch.testing.assert_close(found, expected)
