@@ -40,8 +40,11 @@ from radial_embedding_parity import block, embedding, lengths
 from radial_parity import CASES as NETS
 from reshape_parity import built as reshape
 
-from e3nn_accel import compile, launch
+from e3nn_accel import compile, groupings, launch
 from e3nn_accel.backends.cuda import contraction_kernels
+from e3nn_accel.backends.cuda.group_sums import GroupSums
+from e3nn_accel.config import Config
+from e3nn_accel.ops.gathers import grouped, taken
 
 Call = Callable[..., torch.Tensor]
 Work = tuple[Any, Call, list[torch.Tensor]]
@@ -50,10 +53,24 @@ ROWS = 70
 
 
 def convolutions(dtype: torch.dtype) -> Iterator[Work]:
-    for case in test_convolution_gpu.CASES:
+    """Of few nodes, too, whose edges blocks share."""
+    sizes = [(case, 17, 200) for case in test_convolution_gpu.CASES]
+    sizes += [("mace layer 2", 3, 150), ("odd multiplicities", 3, 150)]
+    for case, nodes, edges in sizes:
         module = test_convolution_gpu.product(case, dtype)
-        x, y, w, ends = test_convolution_gpu.operands(module, 17, 200, dtype)
+        x, y, w, ends = test_convolution_gpu.operands(module, nodes, edges, dtype)
         yield module, lambda *xyw, m=module, e=ends: m(*xyw, e), [x, y, w]
+
+
+def sums_by_groups(dtype: torch.dtype) -> Iterator[Work]:
+    """Gradients of positions by edges, and of cells."""
+    groupings.adders["cuda"] = GroupSums(Config())
+    ends = torch.randint(40, (2, 700), device="cuda")
+    edges = groupings.find_neighbours(ends, 41)  # the last has none
+    sums = grouped(edges.by_receiver, edges.first_of_receiver)
+    for shape in ((3,), (3, 3)):
+        rows = draw((41, *shape), 3, dtype)
+        yield torch.nn.Module(), lambda x: taken(x, (ends[1],), sums) ** 3, [rows]
 
 
 def products(dtype: torch.dtype) -> Iterator[Work]:
@@ -117,6 +134,7 @@ KINDS: dict[str, Callable[[torch.dtype], Iterator[Work]]] = {
     kind.__name__: kind
     for kind in (
         convolutions,
+        sums_by_groups,
         products,
         linears,
         skip_connections,
