@@ -14,6 +14,7 @@ import torch
 from e3nn_accel.structures import Batch, cast, default_dtype
 
 Gradients = dict[str, torch.Tensor]
+"""By parameter."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,24 @@ def compute(model: Any, batch: Batch, stress: bool) -> Quantities:
 
 
 def gradients(model: Any, batch: Batch, sizes: Quantities) -> Gradients:
-    """Gradients of `loss` by every parameter, as in training: through the forces.
+    """Gradients of `loss` by every parameter; of one without, zeros.
 
     Args:
         model: In any dtype.
         batch: Of one structure.
         sizes: Reference results, which say how large each term of the loss is.
     """
+    found = training_step(model, batch, sizes)
+    return {
+        name: torch.zeros_like(parameter, dtype=torch.float64, device="cpu")
+        if grad is None
+        else grad.detach().double().cpu()
+        for (name, parameter), grad in zip(model.named_parameters(), found, strict=True)
+    }
+
+
+def training_step(model: Any, batch: Batch, sizes: Quantities) -> Sequence[torch.Tensor | None]:
+    """Gradients of `loss` by the parameters in their order, as in training: through the forces."""
     model.requires_grad_(True)
     dtype = dtype_of(model)
     with default_dtype(dtype):
@@ -73,18 +85,11 @@ def gradients(model: Any, batch: Batch, sizes: Quantities) -> Gradients:
             compute_force=True,
             compute_stress=sizes.stress is not None,
         )
-        value = loss(out, sizes)
-        names, parameters = zip(*model.named_parameters(), strict=True)
         found: Sequence[torch.Tensor | None] = torch.autograd.grad(
-            value, parameters, allow_unused=True
+            loss(out, sizes), list(model.parameters()), allow_unused=True
         )
     model.requires_grad_(False)
-    return {
-        name: torch.zeros_like(parameter, dtype=torch.float64, device="cpu")
-        if grad is None
-        else grad.detach().double().cpu()
-        for name, parameter, grad in zip(names, parameters, found, strict=True)
-    }
+    return found
 
 
 def loss(out: dict[str, Any], sizes: Quantities) -> torch.Tensor:

@@ -15,7 +15,7 @@ from e3nn_accel.cli import bench_operations, main, product_timing
 from e3nn_accel.cli.node_operations import NODE_OPERATIONS, NodeOperation, node_work
 from e3nn_accel.cli.peers import PEERS
 from e3nn_accel.cli.product_timing import MODES
-from e3nn_accel.cli.products import PRODUCTS, Product, work
+from e3nn_accel.cli.products import PRODUCTS, Product, Work, work
 
 BY_NAME = {product.name: product for product in PRODUCTS}
 CPU = torch.device("cpu")
@@ -116,10 +116,36 @@ def test_long_calls(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once a turn, but never so few that there are no quartiles."""
     monkeypatch.setattr(product_timing, "LONG", 0.0)
     calls: list[int] = []
-    found = product_timing.time_ways({"one": lambda: calls.append(1)}, rounds)["one"]
+    found = product_timing.time_ways({"one": lambda: calls.append(1)}, rounds, CPU)["one"]
     assert found.seconds.low <= found.seconds.median <= found.seconds.high
     timed = rounds if rounds > 1 else product_timing.CALLS
     assert len(calls) <= timed + product_timing.WARM_UP
+
+
+def test_on_the_cpu_beside_a_gpu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where --device says so: nothing is asked of the GPU, which is the default."""
+    seen: list[str] = []
+
+    def work_on(product: Product, edges: int, dtype: torch.dtype, device: torch.device) -> Work:
+        seen.append(str(device))
+        return work(product, edges, dtype, CPU)
+
+    monkeypatch.setattr(bench_operations, "work", work_on)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    arguments = ["--edges", "60", "--rounds", "2", "--only", "tutorial, unsorted"]
+    arguments = ["bench", "--ops", "--dtype", "float32", *arguments]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    assert seen == ["cpu"]
+    text = capsys.readouterr().out
+    assert "a GPU" not in text
+    assert "atomics" not in text
+    monkeypatch.setattr(bench_operations, "time_ways", lambda ways, rounds, device: {})
+    with pytest.raises(KeyError, match="squares"):  # further than the device this gets on no CPU
+        main(arguments)
+    assert seen == ["cpu", "cuda"]
 
 
 def test_stock_that_runs_out_of_memory(

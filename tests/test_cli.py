@@ -461,13 +461,14 @@ def test_bench_times_stock_as_stock_and_ours_as_ours(command, model_file, monkey
 
     seen = {}
 
-    def measure(ways, ours, rounds):
+    def measure(ways, ours, rounds, device):
         for name, prepare in ways.items():
             call = prepare()
             before = counts["plans"]
             call()
             seen.setdefault(name, []).append(counts["plans"] - before)
-        return original(ways, ours, rounds)
+        assert device == torch.device("cpu")
+        return original(ways, ours, rounds, device)
 
     original = timing.measure
     monkeypatch.setattr(Dispatcher, "run", counted)
@@ -478,6 +479,78 @@ def test_bench_times_stock_as_stock_and_ours_as_ours(command, model_file, monkey
     assert {*seen["e3nn"]} == {0}
     assert seen["e3nn_accel"][0] == 16
     assert {*seen["e3nn_accel"][1:]} == {1}
+
+
+@pytest.mark.mace
+def test_operations_of_a_model_whose_calls_are_replayed(json_of, model_file, monkeypatch):
+    """As on a GPU: the whole call is a graph, its operations are found all the same."""
+    from model_graphs import CpuLane
+
+    from e3nn_accel.graphs.calls import ModelCalls
+
+    replays = []
+
+    class Lane(CpuLane):
+        def record(self, run, derivative=None):
+            found = super().record(run, derivative)
+            found.replay = lambda: replays.append(1)  # no module of the model is called
+            return found
+
+    create = ModelCalls.__init__
+
+    def on_the_cpu(self, runner_for):
+        create(self, runner_for)
+        self.device_type, self.lane_for = "cpu", Lane
+
+    monkeypatch.setattr(ModelCalls, "__init__", on_the_cpu)
+    code, document = json_of("bench", model_file, "--atoms", 4, "--rounds", 2, "--ops")
+    assert code == 0
+    assert len(replays) > 2
+    operations = [case for case in document["cases"] if case["kind"] == "operation"]
+    paths = {p for case in operations for p in case["name"].split(": ")[1].split(", ")}
+    assert len(paths) == 16
+
+
+def test_a_gpu_is_waited_for_after_each_call(monkeypatch):
+    """And before the first, for inputs that are still being made."""
+    from e3nn_accel.cli import timing
+
+    seen = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: seen.append(str(device)))
+    monkeypatch.setattr(timing, "WARM_UP", 0)
+    monkeypatch.setattr(timing, "MOST_REPEATS", 2)
+    way = lambda: lambda: seen.append("call")  # noqa: E731
+    timing.measure({"ours": way}, "ours", 2, torch.device("cuda:1"))
+    sample = ["cuda:1", "call", "cuda:1", "call", "cuda:1"]
+    assert seen == [*sample[:3], *sample, *sample]
+    seen.clear()
+    timing.measure({"ours": way}, "ours", 2, torch.device("cpu"))
+    assert {*seen} == {"call"}
+
+
+def test_figures_are_of_the_device_that_was_timed(monkeypatch):
+    """A heading names the processor where a GPU had nothing to do."""
+    from e3nn_accel.cli.machine import this_machine
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU, {device}")
+    assert this_machine("cpu").gpu is None
+    assert this_machine("cuda:1").heading.startswith("a GPU, cuda:1, ")
+    assert this_machine().gpu == "a GPU, cuda"
+
+
+@pytest.mark.mace
+def test_a_model_that_does_not_fit(command, model_file, monkeypatch):
+    """One line."""
+    from e3nn_accel.cli.cases import Bench
+
+    def full(*arguments):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to\nallocate")
+
+    monkeypatch.setattr(Bench, "cases", full)
+    code, out, err = command("bench", model_file, "--atoms", 4)
+    assert (code, out) == (1, "")
+    assert err.strip().endswith("error: CUDA out of memory. Tried to")
 
 
 @pytest.mark.mace
@@ -539,11 +612,27 @@ def test_tables_on_a_terminal_are_drawn_by_rich(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("device", "message"), [("gpu", "wanted cpu, cuda"), ("cuda:99", "CUDA devices")]
+    ("device", "message"),
+    [
+        ("gpu", "wanted cpu, cuda"),
+        ("meta", "wanted cpu, cuda"),
+        ("cuda:99", "--device cuda:99: torch finds"),
+    ],
 )
-@pytest.mark.parametrize("name", ["verify", "explain"])
+@pytest.mark.parametrize("name", ["verify", "explain", "bench"])
 def test_devices_that_are_not_there(command, name, device, message):
     code, out, err = command(name, "MODEL", "--device", device)
     assert code == 2
     assert not out
     assert message in err
+
+
+@pytest.mark.parametrize("arguments", [("MODEL",), ("MODEL", "--profile"), ("--ops",)], ids=str)
+def test_benchmarks_of_a_device_without_one(command, monkeypatch, arguments):
+    """In a line; what torch counts as devices doesn't help where CUDA doesn't work."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    code, out, err = command("bench", *arguments, "--device", "cuda")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "error: --device cuda: torch finds no CUDA devices; `e3nn-accel doctor`" in err

@@ -69,7 +69,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["--profile", "--ops"], "--profile goes with none"),
-        (["--device", "cpu:0"], "--device is of"),
+        (["--profile", "--train", "--device", "cpu"], "--profile goes with none"),
     ],
 )
 def test_arguments_that_make_no_sense(

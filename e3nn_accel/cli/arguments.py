@@ -29,10 +29,16 @@ def add_structures(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """``--device``."""
+def add_device(
+    parser: argparse.ArgumentParser, default: str | None = "cpu", meaning: str = "cpu"
+) -> None:
+    """``--device``; of a default that depends on other arguments, None, its ``meaning`` is told."""
     parser.add_argument(
-        "--device", type=_device, default="cpu", metavar="cuda", help="where to run (default: cpu)"
+        "--device",
+        type=_device,
+        default=default,
+        metavar="cuda",
+        help=f"where to run (default: {meaning})",
     )
 
 
@@ -42,11 +48,16 @@ def _device(text: str) -> str:
     try:
         device = torch.device(text)
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r}: wanted cpu, cuda or cuda:1, say") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: torch finds {torch.cuda.device_count()} CUDA devices"
-        )
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted cpu, cuda or cuda:1, say")
+    if device.type == "cuda":
+        devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= devices:
+            raise CommandError(
+                f"--device {text}: torch finds {devices or 'no'} CUDA devices; "
+                "`e3nn-accel doctor` says more"
+            )
     return text
 
 

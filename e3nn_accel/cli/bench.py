@@ -2,13 +2,13 @@
 
 A whole energy and force call, as in molecular dynamics: frozen parameters, fresh inputs each time.
 All ways take turns in one run; figures are medians with quartiles. Ours is shown beside --against.
+On a GPU each call is waited for, and ours are replayed as CUDA graphs where they are in a program.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="instead: neighbour list, batch, model and rest of MACECalculator's step, time by module and kernel",
     )
-    add_device(where)
+    add_device(parser, None, "cpu; of products of known models a GPU, if there is one")
     parser.add_argument(
         "--plot", metavar="OUT.png", help="also draw the medians with their quartiles"
     )
@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
     from e3nn_accel import switch
     from e3nn_accel.cli.cases import Bench
+    from e3nn_accel.cli.machine import on, threads
     from e3nn_accel.quantities import dtype_of
 
     if args.rounds < 2:
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ops and args.model is None and args.shape is None:
         from e3nn_accel.cli import bench_operations
 
-        with without_warnings(), _threads(args.threads):
+        with without_warnings(), threads(args.threads), on(args.device):
             return bench_operations.run(args)
     if args.peers or args.only:
         raise CommandError("--peers and --only are of --ops without a model")
@@ -107,9 +108,13 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("give a MODEL or --shape, one of the two, or --ops alone")
     if args.profile and (args.ops or args.train or args.plot):
         raise CommandError("--profile goes with none of --ops, --train and --plot")
-    if args.device != "cpu" and not args.profile:
-        raise CommandError("--device is of --profile")
-    with without_warnings(), _threads(args.threads), progress("timing", args.json) as step:
+    args.device = args.device or "cpu"
+    with (
+        without_warnings(),
+        threads(args.threads),
+        on(args.device),
+        progress("timing", args.json) as step,
+    ):
         model, structures = _inputs(args)
         if args.profile:
             return _profile(args, model, structures, step)
@@ -139,13 +144,14 @@ def _profile(
     finally:
         if not was_enabled:
             switch.disable()
-    subject, machine = args.model or f"shape {args.shape}, random weights", this_machine()
+    subject = args.model or f"shape {args.shape}, random weights"
+    machine = this_machine(args.device)
     if args.json:
         found = bench_profile.document(steps)
         show_json({"model": subject, "machine": asdict(machine), "steps": found})
     else:
         show(f"{subject}: {machine.heading}")
-        show(*bench_profile.tables(steps, on_gpu=args.device != "cpu"))
+        show(*bench_profile.tables(steps, on_gpu=args.device.startswith("cuda")))
     return 0
 
 
@@ -173,7 +179,7 @@ def _report(args: argparse.Namespace, cases: list[Case]) -> None:
     from e3nn_accel.cli.plot import bars
     from e3nn_accel.cli.timing import milliseconds, times
 
-    machine = this_machine()
+    machine = this_machine(args.device)
     subject = args.model or f"shape {args.shape}, random weights"
     if args.plot:
         times_of = {f"{c.name}\n{c.mode}, {c.dtype}": c.result.seconds for c in cases}
@@ -204,18 +210,6 @@ def _report(args: argparse.Namespace, cases: list[Case]) -> None:
 
 def _cell(text: Callable[[Spread], str], found: dict[str, Spread], name: str) -> str:
     return text(found[name]) if name in found else ""
-
-
-@contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -33,10 +33,10 @@ def run(args: argparse.Namespace) -> int:
     if not chosen:
         names = ", ".join(repr(p.name) for p in every)
         raise CommandError(f"--only {' '.join(args.only)!r} matches none of {names}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     found: dict[tuple[str, str], Result] = {}
     was_enabled = switch.is_enabled()
-    machine = this_machine()
+    machine = this_machine(str(device))
     if not args.json:
         show(f"operations for {args.edges} edges, random operands: {machine.heading}")
         show("median ms [quartiles] of a call / the device's own time")
@@ -96,10 +96,10 @@ def _result(
         runs[ATOMICS] = modes_of(_accelerated(here, deterministic=False), here.tensors)
     for mode in MODES:
         ways = _that_run({name: modes[mode] for name, modes in runs.items()}, mode, result)
-        for name, timing in time_ways(ways, args.rounds).items():
+        for name, timing in time_ways(ways, args.rounds, device).items():
             result.timings.setdefault(name, {})[mode] = timing
     squares = squares_of(here.tensors)
-    result.squares = time_ways({"squares": squares}, args.rounds)["squares"]
+    result.squares = time_ways({"squares": squares}, args.rounds, device)["squares"]
     if isinstance(here, Work) and here.edge_index is not None:
         result.grouping = _grouping_time(here, args.rounds)
     return result
@@ -137,7 +137,7 @@ def _grouping_time(here: Work, rounds: int) -> Spread:
     edge_index, nodes = here.edge_index, len(here.tensors[0])
     assert edge_index is not None
     fresh = lambda: neighbours_of(edge_index.clone(), nodes)  # noqa: E731
-    return time_ways({"grouping": fresh}, rounds)["grouping"].seconds
+    return time_ways({"grouping": fresh}, rounds, edge_index.device)["grouping"].seconds
 
 
 def _show(title: str, result: Result) -> None:

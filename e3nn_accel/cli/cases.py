@@ -17,7 +17,7 @@ from e3nn_accel.cli.operations import OURS, STOCK, operations_of, time_operation
 from e3nn_accel.cli.timing import Measurement, Prepare, measure
 from e3nn_accel.health import registry
 from e3nn_accel.interception import suspend
-from e3nn_accel.quantities import compute, dtype_of, gradients
+from e3nn_accel.quantities import compute, device_of, dtype_of, training_step
 from e3nn_accel.structures import batch_of, cast, default_dtype
 
 
@@ -49,7 +49,9 @@ class Bench:
         self, model: Any, dtype: torch.dtype, args: argparse.Namespace, step: Callable[[str], None]
     ) -> None:
         self.args, self.step, self.dtype = args, step, dtype
-        self.model = switch.accelerate(copy.deepcopy(model).to(dtype).requires_grad_(False).eval())
+        self.device = torch.device(args.device)
+        own = copy.deepcopy(model).to(self.device, dtype).requires_grad_(False).eval()
+        self.model = switch.accelerate(own)
         self.others: dict[str, Any] = {}
         for name in args.against:
             if name != STOCK:
@@ -59,7 +61,10 @@ class Bench:
     def cases(self, structures: list[Any]) -> Iterator[Case]:
         """Whole calls of every structure, then the operations of the first."""
         dtype = str(self.dtype).removeprefix("torch.")
-        graphs = [batch_of(self.model, atoms, self.dtype) for atoms in structures]
+        graphs = [
+            cast(batch_of(self.model, atoms, self.dtype), self.dtype, self.device)
+            for atoms in structures
+        ]
         for atoms, graph in zip(structures, graphs, strict=True):
             name = atoms.get_chemical_formula()
             detail = f"{len(atoms)} atoms, {graph['edge_index'].shape[1]} edges"
@@ -72,7 +77,9 @@ class Bench:
                 yield Case("training step", name, "parameter gradients", dtype, detail, result)
         if not self.args.ops:
             return
-        found = operations_of(self.model, _force_call(self.model, graphs[0]))
+        # where calls of the model are replayed, its modules aren't called
+        eager = switch.accelerate(copy.deepcopy(self.model), graph="0")
+        found = operations_of(eager, _force_call(eager, graphs[0]))
         for operation in found:
             name = f"{operation.operation}: {', '.join(operation.paths)}"
             self.step(name)
@@ -89,12 +96,12 @@ class Bench:
             else:
                 ways[name] = functools.partial(prepare, self.others[name])
         ways[OURS] = functools.partial(prepare, self.model)
-        return measure(ways, OURS, self.args.rounds)
+        return measure(ways, OURS, self.args.rounds, self.device)
 
 
 def _force_call(model: Any, graph: dict[str, Any]) -> Callable[[], object]:
 
-    data = cast(graph, dtype_of(model))
+    data = cast(graph, dtype_of(model), device_of(model))
 
     def call() -> object:
         with default_dtype(dtype_of(model)):
@@ -105,7 +112,7 @@ def _force_call(model: Any, graph: dict[str, Any]) -> Callable[[], object]:
 
 def _training_step(model: Any, graph: Any, sizes: Any) -> Callable[[], object]:
 
-    return lambda: gradients(model, graph, sizes)
+    return lambda: training_step(model, graph, sizes)
 
 
 def _suspended(call: Callable[[], object]) -> Callable[[], object]:

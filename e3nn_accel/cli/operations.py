@@ -36,9 +36,16 @@ class Operation:
     @property
     def shapes(self) -> str:
         """Of the operands."""
+        return " ".join("x".join(map(str, x.shape)) for x in self._tensors())
+
+    @property
+    def device(self) -> torch.device:
+        """Where its operands are."""
+        return self._tensors()[0].device
+
+    def _tensors(self) -> list[torch.Tensor]:
         args, kwargs = self.arguments
-        tensors = [x for x in (*args, *kwargs.values()) if torch.is_tensor(x)]
-        return " ".join("x".join(map(str, x.shape)) for x in tensors)
+        return [x for x in (*args, *kwargs.values()) if torch.is_tensor(x)]
 
 
 def operations_of(model: torch.nn.Module, call: Callable[[], object]) -> list[Operation]:
@@ -128,7 +135,7 @@ def _measure(
         STOCK: mode(lambda a: stock(module, a[0], a[1]), operation),
         OURS: mode(lambda a: module(*a[0], **a[1]), operation),
     }
-    return measure(ways, OURS, rounds)
+    return measure(ways, OURS, rounds, operation.device)
 
 
 def _unfused(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

@@ -81,12 +81,14 @@ def _squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([(g * g).sum() for g in gradients]).sum()
 
 
-def time_ways(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+def time_ways(
+    ways: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, Timing]:
     """Time callables in turns, A B B A A B ..., a few calls a turn."""
     calls = {name: CALLS for name in ways}
     for name, run in ways.items():
         run()  # which may compile
-        if _seconds(run) > LONG and rounds > 1:  # quartiles are of two times at least
+        if _seconds(run, device) > LONG and rounds > 1:  # quartiles are of two times at least
             calls[name] = 1
         else:
             for _ in range(WARM_UP - 2):
@@ -94,12 +96,14 @@ def time_ways(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, T
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for n in range(rounds):
         for name in list(ways) if n % 2 == 0 else reversed(list(ways)):
-            samples[name] += [_seconds(ways[name]) for _ in range(calls[name])]
-    return {name: Timing(Spread.of(samples[name]), _busy(run)) for name, run in ways.items()}
+            samples[name] += [_seconds(ways[name], device) for _ in range(calls[name])]
+    return {
+        name: Timing(Spread.of(samples[name]), _busy(run, device)) for name, run in ways.items()
+    }
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    if not torch.cuda.is_available():
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
         started = time.perf_counter()
         run()
         return time.perf_counter() - started
@@ -111,8 +115,8 @@ def _seconds(run: Callable[[], object]) -> float:
     return float(before.elapsed_time(after)) / 1e3
 
 
-def _busy(run: Callable[[], object]) -> float | None:
-    if not torch.cuda.is_available():
+def _busy(run: Callable[[], object], device: torch.device) -> float | None:
+    if device.type != "cuda":
         return None
     from torch.profiler import ProfilerActivity, profile
 

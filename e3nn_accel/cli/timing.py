@@ -1,4 +1,8 @@
-"""Time several ways to do the same thing, in turns: what else the machine does hits them all."""
+"""Time several ways to do the same thing, in turns: what else the machine does hits them all.
+
+On a GPU a call ends when the device has finished, which is waited for after each, as a step of
+molecular dynamics does: work of the host that the device waits for counts.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 Prepare = Callable[[], Callable[[], object]]
 """Makes fresh inputs, off the clock, and returns the call to time."""
@@ -48,19 +56,22 @@ class Measurement:
     rounds: int
 
 
-def measure(ways: Mapping[str, Prepare], ours: str, rounds: int) -> Measurement:
+def measure(
+    ways: Mapping[str, Prepare], ours: str, rounds: int, device: torch.device
+) -> Measurement:
     """Time the ways in turns, A B B A A B ...
 
     Short calls are repeated within a sample until it takes some milliseconds.
     """
+    wait = _waiting(device)
     for _ in range(WARM_UP):
         for prepare in ways.values():
             prepare()()
-    repeats = max(1, min(MOST_REPEATS, *[_repeats(prepare) for prepare in ways.values()]))
+    repeats = max(1, min(MOST_REPEATS, *[_repeats(prepare, wait) for prepare in ways.values()]))
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for n in range(rounds):
         for name in list(ways) if n % 2 == 0 else reversed(list(ways)):
-            samples[name].append(_sample(ways[name], repeats))
+            samples[name].append(_sample(ways[name], repeats, wait))
     speedup = {
         name: Spread.of([a / b for a, b in zip(times, samples[ours], strict=True)])
         for name, times in samples.items()
@@ -70,16 +81,27 @@ def measure(ways: Mapping[str, Prepare], ours: str, rounds: int) -> Measurement:
     return Measurement(seconds, speedup, rounds)
 
 
-def _repeats(prepare: Prepare) -> int:
-    return int(SAMPLE_SECONDS / max(_sample(prepare, 1), 1e-6)) + 1
+def _waiting(device: torch.device) -> Callable[[], None]:
+    """Waits until a device has finished."""
+    if device.type != "cuda":
+        return lambda: None
+    import torch
+
+    return lambda: torch.cuda.synchronize(device)
 
 
-def _sample(prepare: Prepare, repeats: int) -> float:
+def _repeats(prepare: Prepare, wait: Callable[[], None]) -> int:
+    return int(SAMPLE_SECONDS / max(_sample(prepare, 1, wait), 1e-6)) + 1
+
+
+def _sample(prepare: Prepare, repeats: int, wait: Callable[[], None]) -> float:
     calls = [prepare() for _ in range(repeats)]
+    wait()  # for fresh inputs
     with _without_garbage_collection():
         started = time.perf_counter()
         for call in calls:
             call()
+            wait()
         return (time.perf_counter() - started) / repeats
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from model_graphs import fresh, rows
 
 import e3nn_accel
 from e3nn_accel import structures
+from e3nn_accel.cli import main
 from e3nn_accel.cli.shapes import build, silicon
 from e3nn_accel.graphs import capture, record
 from e3nn_accel.graphs import eager as graphs_eager
@@ -366,6 +368,29 @@ def test_disabling_restores_the_class() -> None:
     assert all("__call__" in vars(cls) for cls in (MACE, ScaleShiftMACE))
     e3nn_accel.disable()
     assert [vars(cls).get("__call__") for cls in (MACE, ScaleShiftMACE)] == before
+
+
+def test_bench_on_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model's calls and training steps, of which ours are replayed, and its operations; a product by itself."""
+    timed = ["--device", "cuda", "--rounds", "2", "--ops", "--json"]
+    assert main(["bench", "--shape", "tiny", "--atoms", "8,27", "--train", *timed]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["machine"]["gpu"] == torch.cuda.get_device_name()
+    kinds = [case["kind"] for case in document["cases"]]
+    assert kinds[:5] == ["call", "training step"] * 2 + ["operation"]
+    for case in document["cases"]:
+        assert all(0 < s["low"] <= s["high"] for s in case["result"]["seconds"].values())
+    assert document["cases"][0]["result"]["speedup"]["e3nn"]["median"] > 2  # it is replayed
+    for device, name in (("cuda", torch.cuda.get_device_name()), ("cpu", None)):
+        timed[1] = device
+        assert main(["bench", *timed, "--edges", "600", "--only", "tutorial, unsorted"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["machine"]["gpu"] == name
+        for case in document["cases"]:
+            busy = [t["busy"] for t in case["timings"]["e3nn_accel"].values()]
+            assert all(b is None if name is None else b > 0 for b in busy)
+    assert main(["bench", "--shape", "tiny", "--device", "cuda:99"]) == 2
+    assert "--device cuda:99: torch finds" in capsys.readouterr().err
 
 
 def test_the_calculator() -> None:
