@@ -126,6 +126,23 @@ def captures() -> int:
     return rows().get(("graph", "captured"), 0)
 
 
+def replays() -> int:
+    """Calls of models that were replayed, but for training."""
+    return rows().get(("graph", ""), 0)
+
+
+def agree(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """In everything that a caller can see of the results of a call."""
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        if value is None:
+            assert found[name] is None, name
+            continue
+        assert found[name].requires_grad == value.requires_grad, name
+        scale = max(float(value.detach().abs().max()), 1e-3)
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12 * scale)
+
+
 def water(**options: Any) -> Any:
     """A molecule without a cell."""
     from ase.build import molecule
@@ -155,6 +172,13 @@ def alone() -> Any:
     import ase
 
     return ase.Atoms("O", positions=[(0, 0, 0)])
+
+
+def headed(structures: list[Any], heads: str) -> list[Any]:
+    """Structures that name a head each, of one letter."""
+    for atoms, head in zip(structures, heads, strict=True):
+        atoms.info["head"] = head
+    return structures
 
 
 def batch_of(

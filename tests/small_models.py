@@ -118,6 +118,19 @@ def mace(interaction: str = "RealAgnosticResidualInteractionBlock", **options: A
         return modules.ScaleShiftMACE(**settings | options).double()
 
 
+def two_headed(**options: Any) -> Any:
+    """A MACE as `mace` makes it, of heads "a" and "b" with energies, readouts and scales of their own."""
+    import numpy as np
+
+    own: dict[str, Any] = {
+        "heads": ["a", "b"],
+        "atomic_energies": np.array([[-1.0, -2.0], [-3.0, -5.0]]),
+        "atomic_inter_scale": [1.0, 2.0],
+        "atomic_inter_shift": [0.1, 0.2],
+    }
+    return mace(**own | options)
+
+
 def molecules(copies: int = 2) -> dict[str, torch.Tensor]:
     """A batch of slightly different water molecules, as MACE takes it, in float64."""
     pytest.importorskip("mace")

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from model_graphs import alone, batch_of, fresh, ice, water
+from model_graphs import alone, batch_of, fresh, headed, ice, water
 
 from e3nn_accel.graphs.buffers import StaticInputs
 from e3nn_accel.graphs.outputs import NotCapturable, produce, unpadded
 from e3nn_accel.graphs.padding import AXES, Axis, Capacity, Size, dummies, feature_axes
 
 pytest.importorskip("mace")
-from small_models import mace
+from small_models import mace, two_headed
 
 pytestmark = pytest.mark.mace
 CUTOFF = 4.0
@@ -108,21 +108,9 @@ def test_models(options: dict[str, Any], stress: bool) -> None:
 @pytest.mark.parametrize("stress", [False, True], ids=["forces", "stress"])
 def test_heads(stress: bool) -> None:
     """Each structure has its own."""
-    import numpy as np
-
-    heads = ["first", "second"]
-    model = mace(
-        heads=heads,
-        atomic_energies=np.array([[-1.0, -2.0], [-3.0, -5.0]]),
-        atomic_inter_scale=[1.0, 2.0],
-        atomic_inter_shift=[0.1, 0.2],
-    )
-    structures = [ice(1), water(), ice(2)]
-    for atoms, head in zip(structures, ("second", "first", "second"), strict=True):
-        atoms.info["head"] = head
-    batch = batch_of(structures, heads=tuple(heads))
+    batch = batch_of(headed([ice(1), water(), ice(2)], "bab"), heads=("a", "b"))
     assert batch["head"].tolist() == [1, 0, 1]
-    check(model, batch, {"compute_stress": True} if stress else {})
+    check(two_headed(), batch, {"compute_stress": True} if stress else {})
 
 
 def test_further_inputs() -> None:
@@ -179,7 +167,8 @@ def test_float32() -> None:
 
 def test_rows_become_dummies_again() -> None:
     """Buffers that held a larger batch hold what new ones would."""
-    large, small = batch_of([ice(1, repeat=2), water()]), batch_of([ice(2)])
+    large = batch_of(headed([ice(1, repeat=2), water()], "bb"), heads=("a", "b"))
+    small = batch_of(headed([ice(2)], "b"), heads=("a", "b"))
     capacity = Capacity.of(size_of(large))
     inputs = [{name: batch[name] for name in AXES if name in batch} for batch in (large, small)]
     static, new = (
@@ -191,16 +180,24 @@ def test_rows_become_dummies_again() -> None:
     new.load(inputs[1], size_of(small))
     for name, tensor in static.tensors.items():
         assert torch.equal(tensor, new.tensors[name]), name
+    assert static.tensors["head"].tolist() == [1, 0, 0]
     ends = torch.bincount(static.tensors["batch"], minlength=capacity.graphs).cumsum(0)
     assert torch.equal(ends, static.tensors["ptr"][1:])
 
 
 def test_dummies() -> None:
     """What the description of the dummy graph says."""
-    batch = batch_of([ice(1)])
+    batch = batch_of(headed([ice(1)], "b"), heads=("a", "b"))
     capacity = Capacity(50, 900, 3, 7)
     inputs = {name: batch[name] for name in AXES if name in batch}
     found = dummies(inputs, AXES, capacity, CUTOFF, {})
+    assert {name: len(tensor) for name, tensor in found.items() if AXES[name].of == "graphs"} == {
+        "cell": 9,
+        "ptr": 4,
+        "head": 3,
+    }
+    assert torch.equal(found["head"], torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(found["batch"], torch.full((50,), 2))
     cell = found["cell"].view(-1, 3, 3)
     assert (torch.linalg.det(cell) > CUTOFF**3).all()
     edges = found["edge_index"]
@@ -208,6 +205,7 @@ def test_dummies() -> None:
     assert int(edges.max()) == 49
     degree = torch.bincount(edges[1])[43:]
     assert int(degree.max() - degree.min()) <= 1
+    assert bool((found["unit_shifts"] != 0).any(1).all())
     lengths = found["shifts"].norm(dim=1)
     assert (lengths > CUTOFF).all()
     again = torch.einsum("be,bec->bc", found["unit_shifts"], cell[found["batch"][edges[0]]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pytest
 import torch
-from model_graphs import fresh, rows
+from model_graphs import batch_of, fresh, headed, ice, rows, water
 
 import e3nn_accel
 from e3nn_accel import structures
@@ -26,7 +27,7 @@ from e3nn_accel.graphs import capture, record
 from e3nn_accel.graphs import eager as graphs_eager
 
 pytest.importorskip("mace", reason="MACE isn't installed")
-from small_models import mace, molecules
+from small_models import mace, molecules, two_headed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -176,6 +177,66 @@ def test_batches_of_molecules(stress: bool) -> None:
 def to_cuda(batch: dict[str, Any]) -> dict[str, Any]:
     """Every tensor of a batch."""
     return {k: v.cuda() if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def two_heads(atoms: list[Any], letters: str, dtype: torch.dtype) -> dict[str, Any]:
+    """A batch whose structures have heads a and b, as the letters say."""
+    batch = batch_of(headed(atoms, letters), heads=("a", "b"))
+    return structures.cast(batch, dtype, torch.device("cuda"))
+
+
+@BOTH
+@STRESS
+def test_heads_change_from_call_to_call(stress: bool, dtype: torch.dtype) -> None:
+    """Every order of heads after every other, of one captured size."""
+    model = two_headed().to("cuda", dtype).requires_grad_(False)
+    orders = ("aa", "ab", "ba", "bb")
+    batches = {heads: two_heads([ice(1), water()], heads, dtype) for heads in orders}
+    flags = {"compute_stress": stress}
+    expected = {heads: eager(model, batch, **flags) for heads, batch in batches.items()}
+    for one, other in itertools.combinations(orders, 2):
+        assert not torch.allclose(expected[one]["forces"], expected[other]["forces"], rtol=1e-3)
+    with e3nn_accel.enabled(**BACKEND):
+        for heads in itertools.chain(*itertools.permutations(orders, 2)):
+            agree(call(model, batches[heads], **flags), expected[heads])
+        assert counted() == (2 * 12 - 3, 1, [])
+
+
+@BOTH
+@STRESS
+def test_numbers_of_structures_change(stress: bool, dtype: torch.dtype) -> None:
+    """Within one captured size, whose dummy structures come and go."""
+    model = two_headed().to("cuda", dtype).requires_grad_(False)
+    batches = [
+        two_heads([ice(m, repeat=m) for m in sizes], heads, dtype)
+        for sizes, heads in (((1, 1, 1), "aba"), ((3,), "b"), ((2, 1), "ab"), ((1, 1, 1), "bba"))
+    ]
+    flags = {"compute_stress": stress}
+    expected = [eager(model, batch, **flags) for batch in batches]
+    with e3nn_accel.enabled(**BACKEND):
+        for _ in range(2):
+            for batch, theirs in zip(batches, expected, strict=True):
+                agree(call(model, batch, **flags), theirs)
+        assert counted() == (2 * len(batches) - 3, 1, [])
+
+
+def test_models_and_flags_in_turns() -> None:
+    """Of one head and two, each flag a capture of its own, all of them beside each other."""
+    models = [shipped(), two_headed().cuda().requires_grad_(False)]
+    batches = [crystal(models[0], 30), two_heads([ice(1), water()], "ba", torch.float64)]
+    flags: list[dict[str, bool]] = [
+        {},
+        {"compute_stress": True},
+        {"compute_virials": True},
+        {"compute_displacement": True},
+    ]
+    calls = [(m, b, f) for f in flags for m, b in zip(models, batches, strict=True)]
+    expected = [eager(m, b, **f) for m, b, f in calls]
+    with e3nn_accel.enabled(**BACKEND):
+        for _ in range(5):
+            for (model, batch, on), theirs in zip(calls, expected, strict=True):
+                agree(call(model, batch, **on), theirs)
+        assert counted() == (2 * len(calls), len(calls), [])
 
 
 def test_sizes_come_and_go() -> None:
