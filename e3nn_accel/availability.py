@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from e3nn_accel.compat import CUPY
 from e3nn_accel.plan import Availability
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def _cupy() -> str:
             return f"CuPy {version} is broken, {name}: {_first_line(error)}"
         missing = [function for function in functions if not hasattr(module, function)]
         if missing:
-            return f"CuPy {version} has no {name}.{missing[0]}; versions 14.* have it"
+            return f"CuPy {version} has no {name}.{missing[0]}; versions {CUPY} have it"
     return _cuda(cupy.cuda.runtime) or _nvrtc(install)
 
 

@@ -1,4 +1,4 @@
-"""The only place that knows versions and private names of torch, e3nn and MACE."""
+"""The only place that knows versions, and private names of torch, e3nn and MACE."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ DeviceType: Any = torch._C._autograd.DeviceType
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+WRITTEN_FOR = {
+    "python": ">=3.10",
+    "torch": ">=2.4",
+    "e3nn": ">=0.4.4,<0.7",
+    "mace-torch": ">=0.3.6,<0.4",
+}
+"""What plans were written for, as PEP 440 specifiers. ``doctor`` reports others, nothing refuses them: the self-check
+decides whether a plan is right."""
+
+CALCULATORS = ("0.3.16",)
+"""Versions of MACE whose calculator is known; others keep their own."""
+
+CUPY = "14.*"
+"""Versions of CuPy that have what kernels need."""
+
 
 def version_of(distribution: str) -> str | None:
     """The installed version, or None."""
@@ -33,6 +48,26 @@ def version_of(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def within(version: str, versions: str) -> bool:
+    """Whether a version is among those of a PEP 440 specifier; a nightly build counts for its release."""
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(versions).contains(version, prereleases=True)
+
+
+def nvrtc_can_forget(version: Sequence[int]) -> bool:
+    """Whether this NVRTC is told not to keep what it compiled, as it does since 12.9 in the driver's cache."""
+    return tuple(version) >= (13, 0)
+
+
+def unknown_calculator() -> str:
+    """Why the installed MACE keeps its calculator, or an empty string."""
+    version = version_of("mace-torch")
+    if version in CALCULATORS:
+        return ""
+    return f"the calculator of MACE {version} isn't known, only {CALCULATORS}"
 
 
 # Every call asks these. Their names are resolved once: after something large has gone through the

@@ -14,7 +14,7 @@ import torch
 
 from e3nn_accel import switch
 from e3nn_accel.active import active
-from e3nn_accel.compat import version_of
+from e3nn_accel.compat import WRITTEN_FOR, version_of, within
 from e3nn_accel.config import Config
 from e3nn_accel.errors import E3nnAccelWarning
 from e3nn_accel.hookspecs import HealthCheck
@@ -22,7 +22,6 @@ from e3nn_accel.interception import suspend
 from e3nn_accel.registry import Registry, load
 
 Finding = tuple[Literal["ok", "warn", "fail"], str]
-OLDEST = {"python": ">=3.10", "torch": ">=2.4"}
 UNPICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -37,16 +36,14 @@ def registry() -> Registry:
 
 def _versions() -> Finding:
     """Versions of what a plan stands on, within what it was written for."""
-    from packaging.specifiers import SpecifierSet
-
-    wanted = {("python", OLDEST["python"]), ("torch", OLDEST["torch"])}
+    wanted = {(name, WRITTEN_FOR[name]) for name in ("python", "torch")}
     wanted |= {(target.distribution, target.versions) for target in registry().targets()}
     found, outside = [], []
     for distribution, versions in sorted(wanted):
         installed = _python() if distribution == "python" else version_of(distribution)
         if installed is None:
             found.append(f"{distribution} not installed")
-        elif SpecifierSet(versions).contains(installed, prereleases=True):
+        elif within(installed, versions):
             found.append(f"{distribution} {installed}")
         else:
             outside.append(f"{distribution} {installed} is not {versions}")

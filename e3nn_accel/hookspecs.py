@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import pluggy
 import torch
 
+from e3nn_accel.compat import WRITTEN_FOR
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.plan import Backend
 
@@ -65,7 +66,7 @@ class Target:
     bind: Callable[..., Call | str]
     operation: str
     distribution: str = "e3nn"
-    versions: str = ">=0.4.4,<0.7"
+    versions: str = WRITTEN_FOR["e3nn"]
     traceable: bool = False
     wrap: Callable[[torch.Tensor], Any] | None = None
     backend: str = ""

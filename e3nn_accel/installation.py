@@ -115,11 +115,12 @@ def _gather_quickly(module: str) -> Callable[[Any], None]:
 
 
 def _reuse_neighbours(calculator: type) -> None:
+    from e3nn_accel import compat
     from e3nn_accel.patches import mace_calculator
 
     assert active.dispatcher is not None
     assert active.interception is not None
-    reason = mace_calculator.unknown()
+    reason = compat.unknown_calculator()
     if reason:
         active.dispatcher.registry.problems[mace_calculator.CLASS] = reason
     elif not active.interception.has(calculator):

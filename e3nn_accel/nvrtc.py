@@ -27,8 +27,6 @@ class Output(NamedTuple):
     log: str
 
 
-FIRST_WITHOUT_CACHE = (13, 0)
-"""The version of NVRTC from which on it is told not to keep what it compiled."""
 SLOW_FROM = 100
 """The compute capability from which on NVRTC takes a hundred times as long for kernels like ours.
 
@@ -222,10 +220,12 @@ def any_compiler() -> Compiler:
 def all_options(options: Sequence[str], target: str, version: Sequence[int]) -> list[str]:
     """A program's options, for a target, of an NVRTC.
 
-    Since 12.9 NVRTC keeps what it compiled in the driver's cache, and what comes from there comes without the
-    report on registers. Its option against that is passed from 13.0 on; `KernelCache` keeps kernels itself.
+    What NVRTC takes from a cache of its own comes without the report on registers; `KernelCache` keeps
+    kernels itself.
     """
-    uncached = ["--no-cache"] if tuple(version) >= FIRST_WITHOUT_CACHE else []
+    from e3nn_accel.compat import nvrtc_can_forget
+
+    uncached = ["--no-cache"] if nvrtc_can_forget(version) else []
     return [f"--gpu-architecture={target}", *uncached, *options]
 
 

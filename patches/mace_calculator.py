@@ -6,20 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from e3nn_accel import compat
-
 if TYPE_CHECKING:
     from e3nn_accel.neighbours.calls import CalculatorCalls
 
 MODULE, CLASS = "mace.calculators.mace", "MACECalculator"
-KNOWN = ("0.3.16",)
-"""Versions of MACE whose calculator this stands in for; others keep their own."""
-
-
-def unknown() -> str:
-    """Why this version of MACE keeps its own, or an empty string."""
-    version = compat.version_of("mace-torch")
-    return "" if version in KNOWN else f"the calculator of MACE {version} isn't known, only {KNOWN}"
 
 
 def methods_for(cls: Any, calls: CalculatorCalls) -> dict[str, Callable[..., Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from e3nn_accel.compat import WRITTEN_FOR
 from e3nn_accel.descriptor import Descriptor, RadialEmbeddingDescriptor
 from e3nn_accel.guard import own_behaviour
 from e3nn_accel.hookspecs import Call, Target, hookimpl
@@ -69,7 +70,7 @@ def e3nn_accel_targets() -> list[Target]:
     """The whole block; its basis and its cutoff are only ever called by it."""
     return [
         Target(
-            CLASS, bind, "radial_embedding", "mace-torch", ">=0.3.6,<0.4",
+            CLASS, bind, "radial_embedding", "mace-torch", WRITTEN_FOR["mace-torch"],
             traceable=True, wrap=as_the_block_returns, backend="cuda",
         )
     ]  # fmt: skip

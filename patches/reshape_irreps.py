@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from e3nn_accel.as_planned import AsPlanned
+from e3nn_accel.compat import WRITTEN_FOR
 from e3nn_accel.descriptor import Descriptor, ReshapeDescriptor
 from e3nn_accel.hookspecs import Call, Target, hookimpl
 from e3nn_accel.patches.arguments import mismatch
@@ -37,7 +38,7 @@ def e3nn_accel_targets() -> list[Target]:
     """A GPU's alone: elsewhere torch's cat is as fast."""
     return [
         Target(
-            CLASS, bind, "reshape_irreps", "mace-torch", ">=0.3.6,<0.4",
+            CLASS, bind, "reshape_irreps", "mace-torch", WRITTEN_FOR["mace-torch"],
             traceable=True, backend="cuda",
         )
     ]  # fmt: skip

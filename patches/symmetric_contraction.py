@@ -59,7 +59,8 @@ def _is_empty(weight: torch.Tensor) -> bool:
 @hookimpl
 def e3nn_accel_targets() -> list[Target]:
     """MACE's SymmetricContraction; its Contraction children are only ever called by it."""
-    return [Target(CLASS, bind, "contraction", "mace-torch", ">=0.3.6,<0.4", traceable=True)]
+    versions = compat.WRITTEN_FOR["mace-torch"]
+    return [Target(CLASS, bind, "contraction", "mace-torch", versions, traceable=True)]
 
 
 @hookimpl

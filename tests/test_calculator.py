@@ -18,7 +18,7 @@ from model_graphs import rows as model_rows
 from small_models import mace
 
 import e3nn_accel
-from e3nn_accel import switch
+from e3nn_accel import compat, switch
 from e3nn_accel.errors import FallbackWarning
 from e3nn_accel.interception import suspend
 from e3nn_accel.neighbours import NEIGHBOURS
@@ -458,10 +458,8 @@ def test_a_list_that_is_wrong_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_unknown_version_keeps_its_calculator(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a line in doctor."""
-    from e3nn_accel.patches import mace_calculator
-
     stock = mace_calculators.MACECalculator.calculate
-    monkeypatch.setattr(mace_calculator, "KNOWN", ())
+    monkeypatch.setattr(compat, "CALCULATORS", ())
     with e3nn_accel.enabled():
         assert mace_calculators.MACECalculator.calculate is stock
         assert switch.active.dispatcher is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import threading
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,9 @@ pytestmark = pytest.mark.once
 
 PACKAGE = Path(e3nn_accel.__file__).parent
 PRIVATE = re.compile(r"\btorch(\.\w+)*\._[a-zA-Z]|__version__\s*[<>]")
+VERSIONS = re.compile(r"\s*([<>]=?|[=!~]=)\s*\d+\.\d.*|\d+\.\d+\.\d+.*|\d+(\.\d+)*\.\*")
+"""A specifier, a release, or a range of releases."""
+ASKED = ("__version__", "version_of")
 
 
 def sources() -> list[Path]:
@@ -35,6 +40,56 @@ def test_private_names_of_torch_are_in_compat() -> None:
         if PRIVATE.search(line.partition("#")[0])
     ]
     assert not found
+
+
+def versions_in(source: str) -> Iterator[str]:
+    """What in a module's code says or compares versions; texts for readers may."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        imported = {
+            *([alias.name for alias in node.names] if isinstance(node, ast.Import) else []),
+            *([node.module or ""] if isinstance(node, ast.ImportFrom) else []),
+        }
+        if any(name.partition(".")[0] == "packaging" for name in imported):
+            yield ast.unparse(node)
+        if isinstance(node, ast.Constant) and VERSIONS.fullmatch(str(node.value)):
+            yield repr(node.value)
+        if isinstance(node, ast.Compare) and any(map(_asks_versions, ast.walk(node))):
+            yield ast.unparse(node)
+
+
+def _asks_versions(node: ast.AST) -> bool:
+    """Whether this is a package's version; Python's own is asked for by other names."""
+    if isinstance(node, ast.Attribute):
+        return node.attr in ASKED
+    return isinstance(node, ast.Name) and node.id in ASKED
+
+
+def test_versions_are_in_compat() -> None:
+    """Neither numbers of releases nor comparisons with them are elsewhere; our own version has its place."""
+    assert set(versions_in((PACKAGE / "compat.py").read_text())) >= {"'>=2.4'", "'0.3.16'"}
+    found = {
+        f"{path.relative_to(PACKAGE)}: {said}"
+        for path in sources()
+        if path.name != "_version.py"
+        for said in versions_in(path.read_text())
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'Target(CLASS, bind, "linear", "mace-torch", ">=0.3.6,<0.4")',
+        'KNOWN = ("0.3.16",)',
+        "if mace.__version__ < known: pass",
+        'if compat.version_of("e3nn") in known: pass',
+        "def f():\n    from packaging.specifiers import SpecifierSet",
+    ],
+)
+def test_a_version_would_be_noticed(code: str) -> None:
+    """In the forms in which it could be said."""
+    assert len(list(versions_in(code))) == 1
 
 
 @pytest.mark.parametrize("imported", [False, True])
