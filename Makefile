@@ -35,7 +35,8 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/bin/python -m pytest -q -n $(WORKERS) \
 	-m "$(2)" $(PYTEST_ARGS)
 
-.PHONY: demo test test-mace test-e3nn06 test-others test-versions test-gpu sanitize suites lint environments clean
+.PHONY: demo test test-mace test-e3nn06 test-others test-others-e3nn04 test-others-e3nn06 test-versions test-gpu \
+	sanitize suites lint environments clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/e3nn-accel verify $(CHECKPOINT) --structures $(STRUCTURES)
@@ -52,9 +53,10 @@ test-e3nn06: $(VENV_E3NN06)/installed
 
 # In two environments, since the packages need different e3nn; each skips what the other has. A file's
 # tests share the runs of its program, so a file stays with one worker.
-test-others: $(VENV_OTHERS)-e3nn04/installed $(VENV_OTHERS)-e3nn06/installed
-	$(call PYTEST,$(VENV_OTHERS)-e3nn04,) --dist loadfile tests/others
-	$(call PYTEST,$(VENV_OTHERS)-e3nn06,) --dist loadfile tests/others
+test-others: test-others-e3nn04 test-others-e3nn06
+
+test-others-e3nn04 test-others-e3nn06: test-others-%: $(VENV_OTHERS)-%/installed
+	$(call PYTEST,$(VENV_OTHERS)-$*,) --dist loadfile tests/others
 
 test-versions:
 	$(PYTHON) -m nox -s versions $(if $(TORCH_INDEX),-- --torch-index $(lastword $(TORCH_INDEX)))
