@@ -40,10 +40,20 @@ def run(
     python: fresh_python.FreshPython, folder: Path, program: str, *flags: str, **options: Any
 ) -> list[dict[str, Any]]:
     """One of MACE's programs; the rows of our report, none where the folder's name isn't "ours"."""
+    done = started(python, folder, program, *flags, **options)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    report = folder / f"{program}.json"
+    return json.loads(report.read_text())["rows"] if folder.name == "ours" else []
+
+
+def started(
+    python: fresh_python.FreshPython, folder: Path, program: str, *flags: str, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """One of MACE's programs, with us where the folder's name is "ours"."""
     folder.mkdir(exist_ok=True)
     report = folder / f"{program}.json"
     on = {"E3NN_ACCEL": "1", "E3NN_ACCEL_REPORT": str(report)} if folder.name == "ours" else {}
-    done = subprocess.run(
+    return subprocess.run(
         [str(python.executable), "-W", "ignore", "-c", ENTRY.format(program), program, *flags,
          *(f"--{name}={value}" for name, value in options.items())],
         cwd=folder,
@@ -51,8 +61,6 @@ def run(
         capture_output=True,
         text=True,
     )  # fmt: skip
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return json.loads(report.read_text())["rows"] if on else []
 
 
 def losses(folder: Path) -> list[float]:
@@ -183,3 +191,32 @@ def test_model_for_lammps(python: fresh_python.FreshPython, trained: dict[str, P
     assert all(torch.equal(stock[name], ours[name]) for name in stock)
     assert written["stock"].code == written["ours"].code
     assert b"e3nn_accel" not in (trained["ours"] / "copy.model-lammps.pt").read_bytes()
+
+
+def test_model_for_ml_iap(python: fresh_python.FreshPython, tmp_path: Path) -> None:
+    """MACE converts it to cuEquivariance first: a file without us, or, where that is absent, the error of MACE."""
+    found = {}
+    for name in ("stock", "ours"):
+        folder = tmp_path / name
+        folder.mkdir()
+        copy = folder / "copy.model"
+        copy.write_bytes((EXAMPLE / "water_ethanol.model").read_bytes())
+        done = started(python, folder, "create_lammps_model", str(copy), "--format=mliap")
+        found[name] = done.returncode, done.stderr.strip().splitlines()[-1:]
+        written = Path(f"{copy}-mliap_lammps.pt")
+        assert written.exists() == (done.returncode == 0)
+        assert not written.exists() or b"e3nn_accel" not in written.read_bytes()
+    assert found["ours"] == found["stock"]
+
+
+def test_a_model_is_converted(python: fresh_python.FreshPython, tmp_path: Path) -> None:
+    """Read and written again while enabled: the same weights, and nothing of us."""
+    written = {}
+    for name in ("stock", "ours"):
+        file = tmp_path / f"{name}.model"
+        model = EXAMPLE / "water_ethanol.model"
+        run(python, tmp_path / name, "convert_device", "-t", "cpu", "-o", str(file), str(model))
+        assert b"e3nn_accel" not in file.read_bytes()
+        written[name] = torch.load(file, weights_only=False).state_dict()
+    assert list(written["stock"]) == list(written["ours"])
+    assert all(torch.equal(t, written["ours"][name]) for name, t in written["stock"].items())
