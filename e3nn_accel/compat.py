@@ -242,18 +242,24 @@ COPIED_TOGETHER = 1 << 15
 def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
     """Copy each source to its target: small ones in a kernel for each dtype, others by themselves.
 
-    torch takes a list one by one where two in it differ in dtype, or a source in strides; and has a large tensor copied
+    torch takes a list one by one where two in it differ in dtype, or any lies in pieces; and has a large tensor copied
     by few blocks.
     """
     together: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):
-        small = target.numel() <= COPIED_TOGETHER
-        if small and target.dtype == source.dtype and target.stride() == source.stride():
-            there, here = together.setdefault(target.dtype, ([], []))
-            there.append(target)
-            here.append(source)
-        else:
+        dtype = target.dtype
+        if (
+            target.numel() > COPIED_TOGETHER
+            or dtype != source.dtype
+            or not (target.is_contiguous() and source.is_contiguous())
+        ):
             target.copy_(source)
+            continue
+        found = together.get(dtype)
+        if found is None:
+            found = together[dtype] = ([], [])
+        found[0].append(target)
+        found[1].append(source)
     for there, here in together.values():
         torch._foreach_copy_(there, here)
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from model_graphs import alone, batch_of, fresh, headed, ice, water
 
+from e3nn_accel.compat import copy_all
+from e3nn_accel.graphs import buffers
 from e3nn_accel.graphs.buffers import StaticInputs
 from e3nn_accel.graphs.outputs import NotCapturable, produce, unpadded
 from e3nn_accel.graphs.padding import AXES, Axis, Capacity, Size, dummies, feature_axes
@@ -178,11 +180,83 @@ def test_rows_become_dummies_again() -> None:
     static.load(inputs[0], size_of(large))
     static.load(inputs[1], size_of(small))
     new.load(inputs[1], size_of(small))
-    for name, tensor in static.tensors.items():
-        assert torch.equal(tensor, new.tensors[name]), name
+    same_tensors(static, new)
     assert static.tensors["head"].tolist() == [1, 0, 0]
     ends = torch.bincount(static.tensors["batch"], minlength=capacity.graphs).cumsum(0)
     assert torch.equal(ends, static.tensors["ptr"][1:])
+
+
+def same_tensors(found: StaticInputs, expected: StaticInputs) -> None:
+    for name, tensor in found.tensors.items():
+        assert torch.equal(tensor, expected.tensors[name]), name
+
+
+def sizes_in_turns() -> tuple[list[dict[str, torch.Tensor]], list[Size], Capacity]:
+    """Inputs of one to three structures, some of which differ in a few edges alone."""
+    found = []
+    for structures in ([ice(1), ice(2), ice(3)], [ice(4)], [ice(5, repeat=2), water()]):
+        batch = batch_of(structures)
+        inputs = {name: batch[name] for name in AXES if name in batch}
+        found.append(inputs)
+        fewer = {name: inputs[name].narrow(AXES[name].dim, 0, len(inputs["shifts"]) - 4)
+                 for name in ("edge_index", "shifts", "unit_shifts")}  # fmt: skip
+        found.append(inputs | fewer)
+    return found, [size_of(inputs) for inputs in found], Capacity(40, 2000, 6, 5)
+
+
+@pytest.mark.parametrize("together", [1 << 15, 20], ids=["few edges", "many edges"])
+def test_sizes_that_come_and_go(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any other size, buffers hold what new ones would."""
+    monkeypatch.setattr(buffers, "COPIED_TOGETHER", together)
+    inputs, sizes, capacity = sizes_in_turns()
+    empty = dummies(inputs[0], AXES, capacity, CUTOFF, {})
+    static = StaticInputs(empty, AXES, capacity)
+    order = [0, 1, 0, 2, 3, 4, 5, 4, 2, 2, 0, 5, 3]
+    for n in order:
+        new = StaticInputs(empty, AXES, capacity)
+        for loaded in (static, new):
+            loaded.load(inputs[n], sizes[n])
+        same_tensors(static, new)
+
+
+def test_a_load_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of it in the next."""
+    inputs, sizes, capacity = sizes_in_turns()
+    empty = dummies(inputs[0], AXES, capacity, CUTOFF, {})
+    for first, interrupted, last in ((0, 2, 0), (2, 0, 2), (0, 1, 1), (1, 0, 0), (2, 2, 3)):
+        static, new = (StaticInputs(empty, AXES, capacity) for _ in range(2))
+        static.load(inputs[first], sizes[first])
+        with monkeypatch.context() as patch:
+
+            def some(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+                copy_all(targets[::2], sources[::2])
+                raise KeyboardInterrupt
+
+            patch.setattr(buffers, "copy_all", some)
+            with pytest.raises(KeyboardInterrupt):
+                static.load(inputs[interrupted], sizes[interrupted])
+        for loaded in (static, new):
+            loaded.load(inputs[last], sizes[last])
+        same_tensors(static, new)
+
+
+def test_a_step_copies_in_two_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each dtype, though edges have come and gone."""
+    inputs, sizes, capacity = sizes_in_turns()
+    static = StaticInputs(dummies(inputs[0], AXES, capacity, CUTOFF, {}), AXES, capacity)
+    static.load(inputs[0], sizes[0])
+    calls: list[int] = []
+    together = torch._foreach_copy_
+    monkeypatch.setattr(
+        torch, "_foreach_copy_", lambda a, b: (calls.append(len(a)), together(a, b))
+    )
+    inputs[1]["edge_index"] = inputs[1]["edge_index"].contiguous()
+    static.load(inputs[1], sizes[1])
+    floats, integers = 5 + 2, 3 + 2 + 2
+    assert calls == [floats, integers]
+    calls.clear()
+    static.load(inputs[1], sizes[1])
+    assert calls == [5, 3 + 2]
 
 
 def test_dummies() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from e3nn_accel.compat import copy_all
+from e3nn_accel.compat import COPIED_TOGETHER, copy_all
 from e3nn_accel.graphs.padding import Axis, Capacity, Size
 
 
@@ -23,29 +23,61 @@ class StaticInputs:
     ) -> None:
         self._dummies = dict(dummies)
         self._axes = {name: axes[name] for name in dummies}
+        self._axes_of = {
+            of: [(name, axis) for name, axis in self._axes.items() if axis.of == of]
+            for of in ("nodes", "edges", "graphs")
+        }
         self._capacity = capacity
         self.tensors = {name: tensor.clone() for name, tensor in dummies.items()}
         self.bytes = 2 * sum(t.numel() * t.element_size() for t in self.tensors.values())
-        self._size: Size | None = None
-        self._lengths = dict.fromkeys(self.tensors, 0)
-        self._real: list[torch.Tensor] = []
+        self._size: Size | None = Size(0, 0, 0)
+        self._real = {
+            name: _parts(tensor, self._axes[name], 0, self._axes[name].extra)
+            for name, tensor in self.tensors.items()
+        }
 
     def load(self, data: Mapping[str, torch.Tensor], size: Size) -> None:
         """Copy a batch in; rows that were real in the last one and aren't any more become dummies."""
+        before, self._size = self._size, None  # not known, should this be interrupted
         with torch.no_grad():
-            if size != self._size:
-                self._resize(size)
-            copy_all(self._real, [data[name] for name in self.tensors])
-
-    def _resize(self, size: Size) -> None:
-        self._real = []
-        for name, tensor in self.tensors.items():
-            axis, before = self._axes[name], self._lengths[name]
-            now = self._lengths[name] = axis.length(size)
-            if now < before:
-                freed = tensor.narrow(axis.dim, now, before - now)
-                freed.copy_(self._dummies[name].narrow(axis.dim, now, before - now))
-            self._real.append(tensor.narrow(axis.dim, 0, now))
-        # dummy graphs before the last have no nodes: they end where the real ones end
-        self.tensors["ptr"][size.graphs + 1 : -1] = size.nodes
+            targets: list[torch.Tensor] = []
+            sources: list[torch.Tensor] = []
+            if size != before:
+                self._resize(before, size, targets, sources)
+            for name, real in self._real.items():
+                targets += real
+                if len(real) == 1:
+                    sources.append(data[name])
+                else:
+                    sources += data[name].unbind()
+            copy_all(targets, sources)
+            dummy_graphs = self._capacity.graphs - size.graphs - 1
+            if dummy_graphs and size != before:
+                # those before the last have no nodes: they end where the real ones end
+                self.tensors["ptr"].narrow(0, size.graphs + 1, dummy_graphs).fill_(size.nodes)
         self._size = size
+
+    def _resize(
+        self,
+        before: Size | None,
+        size: Size,
+        targets: list[torch.Tensor],
+        sources: list[torch.Tensor],
+    ) -> None:
+        """Add what isn't real any more, and the dummies for it: at most steps of molecular dynamics a few edges."""
+        for of, axes in self._axes_of.items():
+            was, now = getattr(before or self._capacity, of), getattr(size, of)
+            if now == was and before is not None:
+                continue
+            for name, axis in axes:
+                length, freed = now * axis.each + axis.extra, (was - now) * axis.each
+                self._real[name] = _parts(self.tensors[name], axis, 0, length)
+                if freed > 0:
+                    targets += _parts(self.tensors[name], axis, length, freed)
+                    sources += _parts(self._dummies[name], axis, length, freed)
+
+
+def _parts(tensor: torch.Tensor, axis: Axis, start: int, length: int) -> list[torch.Tensor]:
+    """So many rows, or columns: short ones one by one, which lie in one piece and are copied with others."""
+    part = tensor.narrow(axis.dim, start, length)
+    return [part] if axis.dim == 0 or length > COPIED_TOGETHER else list(part.unbind())

@@ -163,12 +163,14 @@ def read(
     )
     if size.nodes == 0 or size.graphs < 1:
         raise RunsEagerly("the batch is empty")
+    numbers = {"nodes": size.nodes, "edges": size.edges, "graphs": size.graphs}
     signature = []
     for name, tensor in inputs.items():
-        axis, shape = axes[name], tuple(tensor.shape)
-        if len(shape) <= axis.dim or shape[axis.dim] != axis.length(size):
-            raise RunsEagerly(f"{name} has shape {shape} in a batch of {size}")
-        signature.append((name, tensor.dtype, shape[: axis.dim] + shape[axis.dim + 1 :]))
+        axis, shape = axes[name], tensor.shape
+        dim = axis.dim
+        if len(shape) <= dim or shape[dim] != numbers[axis.of] * axis.each + axis.extra:
+            raise RunsEagerly(f"{name} has shape {tuple(shape)} in a batch of {size}")
+        signature.append((name, tensor.dtype, shape[:dim] + shape[dim + 1 :]))
     return Request(data, flags, size, tuple(signature), inputs, axes)
 
 

@@ -124,14 +124,16 @@ class ModelState:
     def _check_model(self, module: torch.nn.Module, device: torch.device, training: bool) -> None:
         """Captured graphs of a model that has changed, or moved, are let go."""
         known = self._fingerprint
+        hooked = known is not None and known.hooked()
         # what isn't replayed isn't looked at after the replay
-        doubtful = known is not None and (bool(self._refused) or known.hooked())
+        doubtful = known is not None and (bool(self._refused) or hooked)
         if known is None or not known.in_place() or (doubtful and not known.holds()):
             self._start_anew(device)
             known = self._fingerprint = Fingerprint(module)
+            hooked = known.hooked()
             self._refused.clear()
             self._axes = {**padding.AXES, **padding.feature_axes(module)}
-        if known.hooked():
+        if hooked:
             raise RunsEagerly("modules of the model have hooks, which a replay wouldn't run")
         if training and known.frozen():
             raise RunsEagerly("training=True: results are differentiated")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt, log2
 from typing import Any
 
@@ -74,7 +75,7 @@ class Capacity:
         )
         if not fits:
             return False
-        made = Capacity.of(size)
+        made = _made_for(size)
         return (
             self.nodes <= max(WASTE * made.nodes, made.nodes + 2 * NODE_STEP)
             and self.edges <= max(WASTE * made.edges, made.edges + 2 * EDGE_STEP)
@@ -83,6 +84,12 @@ class Capacity:
 
     def __str__(self) -> str:
         return f"{self.nodes} atoms, {self.edges} edges, {self.graphs} structures"
+
+
+@lru_cache(maxsize=1024)
+def _made_for(size: Size) -> Capacity:
+    """Asked at every call: in molecular dynamics the same few sizes come back."""
+    return Capacity.of(size)
 
 
 def _headroom(edges: int) -> int:
