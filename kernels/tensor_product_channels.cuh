@@ -40,7 +40,6 @@ __device__ __forceinline__ void couple(real (*m)[M_PADDED], const real (*y)[Y_CO
 }
 
 __device__ __forceinline__ void fetch_rows(Shared& s, const real* y, const real* hy, long long base, int rows) {
-    __syncthreads();  // the rows before are done with
     for (int t = threadIdx.x; t < rows * Y_COMPONENTS; t += THREADS) {
         const int r = t / Y_COMPONENTS, j = t % Y_COMPONENTS;
         s.y[r][j] = y[(base + r) * Y_ROW + Y_AT[j]];
@@ -48,7 +47,7 @@ __device__ __forceinline__ void fetch_rows(Shared& s, const real* y, const real*
         s.hy[r][j] = hy[(base + r) * Y_ROW + Y_AT[j]];
 #endif
     }
-    __syncthreads();
+    __syncthreads();  // the rows before are done with, too
     couple(s.m, s.y, rows);
 #if DOUBLE
     couple(s.h, s.hy, rows);
