@@ -7,9 +7,7 @@ import torch
 from edges_parity import CASES, check
 from host_kernels import HostCompiler
 from host_launch import HostError
-from test_kernel_races import BARRIER, without
-
-from e3nn_accel.compile import KernelProgram
+from kernel_barriers import barriers, without
 
 FILE = "edges.cu"
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("kernels_on_host")]
@@ -28,7 +26,7 @@ def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("barrier", range(KernelProgram(FILE, FILE, ()).source().count(BARRIER)))
+@pytest.mark.parametrize("barrier", barriers(FILE))
 def test_a_missing_barrier_is_a_race(barrier: int, kernels_on_host: HostCompiler) -> None:
     kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(FILE, barrier)
     with pytest.raises((HostError, AssertionError), match=r"data race|by_|first"):

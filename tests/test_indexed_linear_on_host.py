@@ -10,13 +10,12 @@ from comparison import accelerated, draw, usage
 from e3nn import o3
 from host_kernels import HostCompiler, race_shown
 from indexed_parity import SHAPES, check, compare
+from kernel_barriers import barriers, without
 from mace_parts import ATTRS, node_attrs, one_hot
 from slow_cases import slow_but
-from test_kernel_races import BARRIER, without
 
 import e3nn_accel
 from e3nn_accel.backends.cuda import indexed_linear, indexed_linear_launch
-from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import TensorProductDescriptor
 from e3nn_accel.patches.tensor_product import e3nn_accel_describe
@@ -228,14 +227,8 @@ def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) 
     exercise()
 
 
-def barriers() -> list[tuple[str, int]]:
-    """Each barrier of each file."""
-    count = lambda file: KernelProgram(file, file, ()).source().count(BARRIER)  # noqa: E731
-    return [(file, number) for file in FILES for number in range(count(file))]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "barrier"), barriers())
+@pytest.mark.parametrize(("file", "barrier"), [(file, n) for file in FILES for n in barriers(file)])
 def test_a_missing_barrier_is_a_race(
     file: str, barrier: int, kernels_on_host: HostCompiler
 ) -> None:

@@ -6,7 +6,6 @@ A test of barriers is worth something if it fails without them, so each is left 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,39 +13,19 @@ from comparison import accelerated, derivatives
 from convolution_parity import check, every_path, fused, hub, operands_of
 from graphs import random_edges
 from host_kernels import HostCompiler, race_shown
+from kernel_barriers import barriers, without
 
 from e3nn_accel.backends.cuda import convolution_kernels
-from e3nn_accel.compile import KernelProgram
 
 pytestmark = [
     pytest.mark.once,
     pytest.mark.usefixtures("eager_e3nn", "float64"),
 ]
 
-BARRIER = "__syncthreads();"
 FILES = {"convolution.cu": 0, "convolution_staged.cu": 90}
 """And a compute capability that they are for."""
 PRODUCT = ("40x0e+36x1o", "0e+1o", "0e+1o")
 """Two warps, of which one has idle lanes; rows of whole 16 bytes."""
-
-
-def barriers() -> list[tuple[str, int]]:
-    """Each barrier of each file and of the headers that it includes, by number."""
-    count = lambda file: KernelProgram(file, file, ()).source().count(BARRIER)  # noqa: E731
-    return [(file, number) for file in FILES for number in range(count(file))]
-
-
-def without(file: str, barrier: int) -> Callable[[KernelProgram], KernelProgram]:
-    """Leaves out one barrier of a kernel file's programs."""
-
-    def change(program: KernelProgram) -> KernelProgram:
-        if program.file != file:
-            return program
-        parts = program.source().split(BARRIER)
-        parts[barrier : barrier + 2] = ["".join(parts[barrier : barrier + 2])]
-        return replace(program, code=BARRIER.join(parts))
-
-    return change
 
 
 @pytest.fixture
@@ -59,7 +38,9 @@ def architecture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 def each_barrier(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test for each."""
-    numbers = [pytest.param(file, file, n, id=f"{file} {n}") for file, n in barriers()]
+    numbers = [
+        pytest.param(file, file, n, id=f"{file} {n}") for file in FILES for n in barriers(file)
+    ]
     return pytest.mark.parametrize(
         ("architecture", "file", "barrier"), numbers, indirect=["architecture"]
     )(test)
@@ -75,9 +56,7 @@ def all_derivatives() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("architecture", ["convolution.cu"], indirect=True)
-@pytest.mark.parametrize(
-    "barrier", [number for file, number in barriers() if file == "convolution.cu"]
-)
+@pytest.mark.parametrize("barrier", barriers("convolution.cu"))
 def test_no_barrier_is_for_nothing(
     architecture: int, barrier: int, kernels_on_host: HostCompiler
 ) -> None:

@@ -8,13 +8,12 @@ import pytest
 import torch
 from comparison import accelerated, draw
 from host_kernels import HostCompiler, race_shown
+from kernel_barriers import barriers, without
 from linear_parity import IN_HALVES, built, check, scaled
 from slow_cases import slow_but
-from test_kernel_races import BARRIER, without
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
 from e3nn_accel.backends.cuda.linear_in_halves import Cut, LinearInHalves
-from e3nn_accel.compile import KernelProgram
 
 pytestmark = [
     pytest.mark.once,
@@ -113,7 +112,7 @@ def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("barrier", range(KernelProgram(FILE, FILE, ()).source().count(BARRIER)))
+@pytest.mark.parametrize("barrier", barriers(FILE))
 def test_a_missing_barrier_is_a_race(barrier: int, kernels_on_host: HostCompiler) -> None:
     """ThreadSanitizer says so, of each."""
     kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(FILE, barrier)

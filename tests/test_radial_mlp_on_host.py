@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from comparison import accelerated, draw, poisoned_memory, usage
 from host_kernels import HostCompiler, race_shown
+from kernel_barriers import barriers, without
 from radial_parity import CASES, Net, check
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import CudaBackend
 from e3nn_accel.backends.cuda.radial_mlp_kernels import RadialMlpKernels
-from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.health import registry
 from e3nn_accel.plan import Plan, PlanContext, Refusal
@@ -174,8 +173,7 @@ def test_what_does_not_fit_is_said() -> None:
 
 
 SMALL = Net((5, 24, 40, 16, 6))
-BARRIER = "__syncthreads();"
-BARRIERS = KernelProgram("", "radial_mlp.cu", ()).source().count(BARRIER)
+FILE = "radial_mlp.cu"
 
 
 def both_gradients() -> None:
@@ -188,18 +186,10 @@ def both_gradients() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("barrier", range(BARRIERS))
+@pytest.mark.parametrize("barrier", barriers(FILE))
 def test_a_missing_barrier_is_a_race(barrier: int, kernels_on_host: HostCompiler) -> None:
     """ThreadSanitizer says so, of each."""
-
-    def without(program: KernelProgram) -> KernelProgram:
-        if program.file != "radial_mlp.cu":
-            return program
-        parts = program.source().split(BARRIER)
-        parts[barrier : barrier + 2] = [";".join(parts[barrier : barrier + 2])]
-        return replace(program, code=BARRIER.join(parts))
-
-    kernels_on_host.sanitizer, kernels_on_host.change = "thread", without
+    kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(FILE, barrier)
     with race_shown():
         both_gradients()
 

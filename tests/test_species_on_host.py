@@ -7,13 +7,12 @@ import torch
 from comparison import poisoned_memory
 from host_kernels import HostCompiler
 from host_launch import HostError
+from kernel_barriers import barriers, without
 from mace_parts import ATTRS, node_attrs, one_hot
 from species_parity import CASES, assert_sorted, attrs_of
-from test_kernel_races import BARRIER, without
 
 from e3nn_accel.backends.cuda import species
 from e3nn_accel.backends.cuda.species import SpeciesSort
-from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.plan import PlanContext
 
@@ -73,7 +72,7 @@ def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("barrier", range(KernelProgram(FILE, FILE, ()).source().count(BARRIER)))
+@pytest.mark.parametrize("barrier", barriers(FILE))
 def test_a_missing_barrier_is_a_race(barrier: int, kernels_on_host: HostCompiler) -> None:
     kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(FILE, barrier)
     with pytest.raises((HostError, AssertionError), match=r"data race|SEGV|order|species|first"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +11,10 @@ from comparison import accelerated, usage
 from e3nn import o3
 from harmonics_parity import CASES, built, check, slices_of, vectors
 from host_kernels import HostCompiler, race_shown
+from kernel_barriers import barriers, without
 from slow_cases import slow_but
 
 import e3nn_accel
-from e3nn_accel.compile import KernelProgram
 
 pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host")
 
@@ -174,8 +173,7 @@ def test_degrees_are_where_their_irreps_are() -> None:
     assert slices_of(module) == list(module.irreps_out.slices())
 
 
-BARRIER = "__syncthreads();"
-BARRIERS = KernelProgram("", "spherical_harmonics.cu", ()).source().count(BARRIER)
+FILE = "spherical_harmonics.cu"
 
 
 @pytest.mark.slow
@@ -190,13 +188,8 @@ def test_sanitizers_find_nothing(case: str, sanitizer: str, kernels_on_host: Hos
 
 @pytest.mark.slow
 @pytest.mark.once
-@pytest.mark.parametrize("barrier", range(BARRIERS))
+@pytest.mark.parametrize("barrier", barriers(FILE))
 def test_a_missing_barrier_is_a_race(barrier: int, kernels_on_host: HostCompiler) -> None:
-    def change(program: KernelProgram) -> KernelProgram:
-        parts = program.source().split(BARRIER)
-        parts[barrier : barrier + 2] = ["".join(parts[barrier : barrier + 2])]
-        return replace(program, code=BARRIER.join(parts))
-
-    kernels_on_host.sanitizer, kernels_on_host.change = "thread", change
+    kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(FILE, barrier)
     with race_shown():
         check(built("MACE"), vectors(70), torch.float64)

@@ -8,6 +8,7 @@
 
 #define E3NN_ACCEL_HOST 1
 
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
