@@ -60,22 +60,6 @@ def test_tables(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     check(CASES["correlation 4"], 7, dtype, device="cuda")
 
 
-def test_without_waiting_for_the_device() -> None:
-    """Grouping, launches and sums of partial gradients: none asks the device for anything."""
-    module = saved_and_loaded(MACE.build(torch.float32)).cuda()
-    x = MACE.features(300, dtype=torch.float32).cuda().requires_grad_()
-    leaves = [x, *(p for p in module.parameters() if p.requires_grad)]
-    with e3nn_accel.enabled(strict=True, backend="cuda"):
-        torch.autograd.grad(module(x, _attrs(300)).sum(), leaves)
-        y = _attrs(300)  # not grouped yet
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            torch.autograd.grad(module(x, y).sum(), leaves)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
 def test_bit_reproducible() -> None:
     """Weight gradients, too: no atomics."""
     module = saved_and_loaded(MACE.build(torch.float32)).cuda()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import accelerated, draw, usage
+from comparison import accelerated, draw
 from indexed_parity import SHAPES, built, check
 from mace_parts import ATTRS, node_attrs
 from replays import assert_replay_equals_eager, warmed_up
@@ -78,21 +78,6 @@ def test_bit_reproducible() -> None:
     with accelerated(backend="cuda"):
         first, second = (gradients(module, x, y) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_nothing_waits_for_the_device() -> None:
-    """Not even the first look at new species."""
-    module, x, y = on_gpu(100)
-    with accelerated(backend="cuda"):
-        gradients(module, x, y)
-        fresh = y.flip(0)
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            gradients(module, x, fresh)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert usage(module) == {("tensor_product", "cuda"): 2}
 
 
 def test_captured_in_a_cuda_graph() -> None:

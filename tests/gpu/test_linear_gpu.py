@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # poisoned memory asks for it
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -17,6 +18,7 @@ from e3nn import o3
 from linear_parity import CASES, IN_HALVES, built, check, scaled, shrinkage
 from replays import assert_replay_equals_eager, warmed_up
 
+from e3nn_accel import launch
 from e3nn_accel.backends.cuda import indexed_linear_launch
 
 pytestmark = [
@@ -72,6 +74,47 @@ def test_captured_in_a_cuda_graph() -> None:
         warmed_up(gradients)
         assert usage(module) == {("linear", "cuda"): 3}
         assert_replay_equals_eager(gradients, x.normal_)
+
+
+LONG = ("2048x0e+512x1o", "2048x0e+512x1o")
+REPRODUCIBLE = {
+    # irreps, rows, dtype, and the kernels that are launched
+    "many rows": (MACE, 20_000, torch.float32, {"halve_weights", "linear_in_halves"}),
+    "few rows": (MACE, 70, torch.float32, {"indexed_linear"}),
+    "few rows, sums in slices": (LONG, 40, torch.float32, {"indexed_linear", "add_slices"}),
+    "many rows, float64": (MACE, 20_000, torch.float64, {"indexed_linear"}),
+    "few rows, sums in slices, float64": (LONG, 40, torch.float64, {"indexed_linear", "add_slices"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REPRODUCIBLE)
+def test_bit_reproducible(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs give the same bits: the result, the gradients of features and of weights."""
+    irreps, rows, dtype, kernels = REPRODUCIBLE[case]
+    launched: set[str] = set()
+    kernel_of = launch.LoadedProgram.kernel
+
+    def noted(self: launch.LoadedProgram, name: str, parameters: str) -> Any:
+        kernel = kernel_of(self, name, parameters)
+
+        def run(*arguments: Any, **shared: int) -> None:
+            launched.add(name)
+            kernel(*arguments, **shared)
+
+        return run
+
+    monkeypatch.setattr(launch.LoadedProgram, "kernel", noted)
+    module = built(*irreps).to("cuda", dtype)
+    x = draw((rows, module.irreps_in.dim), 1, dtype).cuda().requires_grad_()
+    with accelerated(self_check=False, backend="cuda"):
+        runs = []
+        for _ in range(2):
+            out = module(x)
+            g = torch.cos(out.detach())
+            runs.append((out, *torch.autograd.grad(out, (x, module.weight), g)))
+        assert usage(module) == {("linear", "cuda"): 2}
+    assert launched == kernels | {"indexed_linear_weights"}
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
