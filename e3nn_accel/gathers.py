@@ -83,6 +83,9 @@ class QuickGathers(TorchFunctionMode):
     ) -> Any:
         if func is torch.Tensor.__getitem__:
             return self._taken(*args)
+        if func is torch.Tensor.__setitem__:
+            rows, index, value = args
+            return torch.Tensor.__setitem__(rows, index, _on_its_device(rows, index, value))
         if is_vectors_by_matrices(func, args, kwargs):
             return vectors_by_matrices(*args[1:])
         out = func(*args, **(kwargs or {}))
@@ -134,6 +137,21 @@ class QuickGathers(TorchFunctionMode):
             and index[1].device == rows.device
             and index[0].shape == index[1].shape == rows.shape[:1]
         )
+
+
+def _on_its_device(rows: torch.Tensor, index: Any, value: Any) -> Any:
+    """What is written to ``rows[index]``: torch makes a number a tensor of the host, and waits until it is copied.
+
+    So MACE masks the readouts of other heads, and no capture takes that. By a mask alone torch fills, without waiting.
+    """
+    numbers = [of for of in (index if type(index) is tuple else (index,)) if _is_of_numbers(of)]
+    if not numbers or type(value) not in (bool, int, float):
+        return value
+    return torch.full((), value, dtype=rows.dtype, device=rows.device)
+
+
+def _is_of_numbers(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype not in (torch.bool, torch.uint8)
 
 
 def _differentiated(rows: torch.Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -235,6 +236,42 @@ def test_other_modes_see_what_they_saw() -> None:
     with Listener(), QuickGathers():
         torch.zeros(2, requires_grad=True)[torch.zeros(400, dtype=torch.int64)]
     assert seen
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "made_a_tensor"),
+    [
+        ((torch.arange(3), slice(None), torch.tensor([1, 0, 1])), 1, True),
+        ((slice(None), torch.tensor([1, 0])), 2.5, True),
+        ((0, 1), 1, False),
+        (torch.tensor([0, 2]), 1, True),
+        (torch.tensor([True, False, True]), 1, False),
+        ((torch.arange(3), slice(None), torch.tensor([1, 0, 1])), torch.ones(4), False),
+    ],
+)
+def test_a_number_written_by_index_is_no_tensor_of_the_host(
+    index: Any, value: Any, made_a_tensor: bool
+) -> None:
+    """Which is what torch makes of it for a device, and waits for; as MACE masks the readouts of other heads."""
+    written: list[Any] = []
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.Tensor.__setitem__:
+                written.append(args[2])
+            return func(*args, **(kwargs or {}))
+
+    found, expected = torch.zeros(3, 4, 2), torch.zeros(3, 4, 2)
+    expected[index] = value
+    with Seen(), QuickGathers():
+        found[index] = value
+    assert torch.equal(found, expected)
+    (seen,) = written
+    assert (isinstance(seen, torch.Tensor) and not isinstance(value, torch.Tensor)) == made_a_tensor
+    if made_a_tensor:
+        assert (seen.dtype, seen.device, seen.dim()) == (found.dtype, found.device, 0)
 
 
 def test_found_once_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:

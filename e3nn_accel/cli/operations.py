@@ -12,6 +12,7 @@ import torch
 from e3nn_accel.active import active
 from e3nn_accel.cli.timing import Measurement, Prepare, measure
 from e3nn_accel.interception import stock_call
+from e3nn_accel.unfused import is_fused
 
 OURS, STOCK = "e3nn_accel", "e3nn"
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -75,7 +76,7 @@ def _recording() -> Iterator[list[tuple[Any, str, Arguments]]]:
     calls: list[tuple[Any, str, Arguments]] = []
 
     def call(module: Any, runner: Any, target: Any, args: Any, kwargs: Any) -> Any:
-        fused = len(args) == 4 or "edge_index" in kwargs
+        fused = is_fused(module, args, kwargs)
         calls.append((module, "convolution" if fused else target.operation, (args, kwargs)))
         return original(module, runner, target, args, kwargs)
 
@@ -132,10 +133,16 @@ def _measure(
     module = operation.module
     stock = _unfused if operation.operation == "convolution" else stock_call
     ways = {
-        STOCK: mode(lambda a: stock(module, a[0], a[1]), operation),
-        OURS: mode(lambda a: module(*a[0], **a[1]), operation),
+        STOCK: mode(lambda a: _tensor_of(stock(module, a[0], a[1])), operation),
+        OURS: mode(lambda a: _tensor_of(module(*a[0], **a[1])), operation),
     }
     return measure(ways, OURS, rounds, operation.device)
+
+
+def _tensor_of(result: Any) -> torch.Tensor:
+    """A radial embedding returns what it hasn't changed, too."""
+    found: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return found
 
 
 def _unfused(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
