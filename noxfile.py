@@ -27,12 +27,19 @@ WITH_MACE = "0.4.4"
 VERSION_DEPENDENT = [
     f"tests/test_{name}.py"
     for name in (
-        "compat", "compile", "compiled_by_torch", "contraction", "convolution", "e3nn_networks", "edge_cases",
-        "enable_disable", "gradient_wanted", "import_order", "older_e3nn_networks", "parity_modules", "pickle",
-        "selfcheck", "species_linear", "subclasses", "torchscript", "training_tools", "weights_change",
+        "as_planned", "bench_operations", "by_choice", "calculator", "checkpoints", "cli", "compat", "compile",
+        "compiled_by_torch", "contraction", "convolution", "device_memory", "e3nn_networks", "eager_gathers",
+        "edge_cases", "edge_modules", "enable_disable", "examples", "forks", "gathers", "gradient_wanted",
+        "graph_padding", "hessian_on_host", "import_cost", "import_order", "layout", "mliap", "model_graphs",
+        "neighbour_pairs", "old_files", "older_e3nn_networks", "out_of_memory", "overwriting", "parity",
+        "parity_modules", "pickle", "prepared_by_mace", "radial_embedding_on_host", "radial_mlp", "registry",
+        "report", "reshape_irreps_on_host", "selfcheck", "small_products", "species_linear",
+        "spherical_harmonics_on_host", "subclasses", "tensor_keys", "threads", "torchscript", "training_graphs",
+        "training_tools", "weights_change",
     )
 ]  # fmt: skip
-"""Tests of what touches e3nn's classes or torch's private functions."""
+"""Tests of what touches classes of e3nn and MACE, or torch's private functions: all files but those that are `once` as
+a whole, and of these what is torch's or MACE's doing."""
 
 
 def own_arguments(session: nox.Session) -> tuple[list[str], list[str]]:

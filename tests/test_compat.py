@@ -17,6 +17,7 @@ from e3nn_accel import compat
 
 pytestmark = pytest.mark.once
 
+TESTS = Path(__file__).parent
 PACKAGE = Path(e3nn_accel.__file__).parent
 PRIVATE = re.compile(r"\btorch(\.\w+)*\._[a-zA-Z]|__version__\s*[<>]")
 VERSIONS = re.compile(r"\s*([<>]=?|[=!~]=)\s*\d+\.\d.*|\d+\.\d+\.\d+.*|\d+(\.\d+)*\.\*")
@@ -40,6 +41,19 @@ def test_private_names_of_torch_are_in_compat() -> None:
         if PRIVATE.search(line.partition("#")[0])
     ]
     assert not found
+
+
+def test_what_depends_on_versions_is_run_with_each() -> None:
+    """noxfile.py names every file of tests, but for those that are the same with every e3nn."""
+    text = (TESTS.parent / "noxfile.py").read_text()
+    listed = set(
+        re.findall(r'"(\w+)"', text.partition("VERSION_DEPENDENT = [")[2].partition("]")[0])
+    )
+    files = {path.stem.removeprefix("test_"): path.read_text() for path in TESTS.glob("test_*.py")}
+    once = re.compile(r"^pytestmark = (\[[^]]*)?pytest\.mark\.once\b", re.M)
+    assert len(listed) > 30
+    assert listed <= set(files)
+    assert {name for name, source in files.items() if not once.search(source)} <= listed
 
 
 def versions_in(source: str) -> Iterator[str]:
