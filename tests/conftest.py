@@ -10,6 +10,9 @@ from pathlib import Path
 
 os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # e3nn 0.4.4 reads a pickle
 
+if "E3NN_ACCEL_CHECKPOINTS" in os.environ:  # which would be taken for a misspelt variable of ours
+    os.environ["CHECKPOINTS_OF_TESTS"] = os.environ.pop("E3NN_ACCEL_CHECKPOINTS")
+
 import pytest
 import torch
 from host_kernels import HostCompiler, compiler

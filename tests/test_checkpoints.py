@@ -15,7 +15,8 @@ pytest.importorskip("mace")
 pytestmark = [pytest.mark.mace, pytest.mark.checkpoints]
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = Path(os.environ.get("E3NN_ACCEL_CHECKPOINTS", ROOT.parent / "shared" / "checkpoints"))
+BESIDE = ROOT.parent / "shared" / "checkpoints"
+FOLDER = Path(os.environ.get("CHECKPOINTS_OF_TESTS", BESIDE))  # conftest.py renames the variable
 SHIPPED = ROOT / "examples" / "water_ethanol"
 
 MOLECULES = ("H2O", "NH3", "CH3CH2OH", "C6H6", "CH3CONH2")
