@@ -33,7 +33,7 @@ VERSION_DEPENDENT = [
         "graph_padding", "hessian_on_host", "import_cost", "import_order", "layout", "mliap", "model_graphs",
         "neighbour_pairs", "old_files", "older_e3nn_networks", "out_of_memory", "overwriting", "parity",
         "parity_modules", "pickle", "prepared_by_mace", "radial_embedding_on_host", "radial_mlp", "registry",
-        "report", "reshape_irreps_on_host", "selfcheck", "small_products", "species_linear",
+        "replayed_batches", "report", "reshape_irreps_on_host", "selfcheck", "small_products", "species_linear",
         "spherical_harmonics_on_host", "subclasses", "tensor_keys", "threads", "torchscript", "training_graphs",
         "training_tools", "weights_change",
     )

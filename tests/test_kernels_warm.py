@@ -26,9 +26,9 @@ pytestmark = [pytest.mark.once, pytest.mark.mace]
 SHIPPED = Path(__file__).parents[1] / "examples" / "water_ethanol" / "water_ethanol.model"
 HOPPER = 90
 FIRST_USE = {
-    # convolutions: derivatives by some operands alone, and second ones, which training takes
-    False: {"convolution_backward_float_staged"},
-    True: {"convolution_backward_float_staged", "convolution_double_float_staged"},
+    False: set(),
+    # convolutions: by features and weights, without edges, and second derivatives
+    True: {"convolution_backward_float_by_xw_staged", "convolution_double_float_staged"},
 }
 """What isn't compiled ahead, in calls for forces and in training."""
 

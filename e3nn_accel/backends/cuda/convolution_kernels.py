@@ -101,9 +101,13 @@ class FusedConvolution:
         self._kernels: dict[tuple[Variant, torch.device], tuple[tuple[Kernel, Part], ...]] = {}
 
     def programs(self) -> list[KernelProgram]:
-        """What an energy and force call runs, for ``kernels warm`` and for checks without a GPU."""
-        backward = self.variant("backward")
-        variants = self.variant("forward"), backward, Variant("gather", staged=backward.staged)
+        """What an energy and force call runs, for ``kernels warm`` and for checks without a GPU.
+
+        A first layer's features are the elements': they want no gradient.
+        """
+        forward, backward = self.variant("forward"), self.variant("backward")
+        first = self.variant("backward", (False, True, True))
+        variants = forward, backward, first, Variant("gather", staged=backward.staged)
         parts = [part.program for variant in variants for part in self.parts(variant)]
         return [*parts, self._shares.program]
 
@@ -137,9 +141,12 @@ class FusedConvolution:
         staged = self.staged[kind] if variant.staged else None
         layout = staged or schedule(group, kind, self.bytes)
         macros = [f"{kind.upper()}=1", *(["DX_BY_ATOMICS=1"] if variant.atomics else [])]
+        by = ""
         if kind == "backward":
-            macros += [f"WANT_{x}=1" for x, want in zip("XYW", variant.wanted, strict=True) if want]
-        name = f"convolution_{kind}_{self.real}" + ("_staged" if staged else "")
+            letters = [x for x, want in zip("XYW", variant.wanted, strict=True) if want]
+            macros += [f"WANT_{x}=1" for x in letters]
+            by = "" if variant.wanted == EVERY else "_by_" + "".join(letters).lower()
+        name = f"convolution_{kind}_{self.real}{by}" + ("_staged" if staged else "")
         return Part(
             number,
             group,
