@@ -12,8 +12,8 @@ from e3nn_accel.groupings import adders, finders, neighbours_of
 from e3nn_accel.ops.convolution import convolution, convolution_gradients
 from e3nn_accel.plan import Plan, PlanContext
 
-VECTOR = 3
-"""Numbers of a position."""
+OF_A_POSITION = 3
+"""Numbers, whose gradients are summed by the edges of an atom."""
 
 
 def refusal(descriptor: ConvolutionDescriptor) -> str:
@@ -34,9 +34,7 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     """Kernels for one product; compiled at their first use."""
     kernels = FusedConvolution(descriptor.product, context)
     edges, sums = EdgeSort(context.config), GroupSums(context.config)
-    if (
-        context.device.type == "cuda"
-    ):  # for all that asks for neighbours there, and for sums over them
+    if context.device.type == "cuda":  # for all that asks for neighbours, or sums over them, there
         finders["cuda"], adders["cuda"] = edges.find, sums
 
     def run(
@@ -57,5 +55,5 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     strategy = f"fused kernel, {sum(len(g.terms) for g in kernels.groups)} paths" + (
         f" in {count} parts" if count > 1 else ""
     )
-    of_graphs = edges.program, sums.program(VECTOR, context.dtype)
+    of_graphs = edges.program, sums.program(OF_A_POSITION, context.dtype)
     return Plan("cuda", descriptor, strategy, run, (*kernels.programs(), *of_graphs), gradients)
