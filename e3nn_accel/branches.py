@@ -13,7 +13,7 @@ therefore kept until the capture ends.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -49,12 +49,12 @@ class Branch:
         main.wait_stream(self.stream)
         return self._with_its_gradient_kept(out)
 
-    def find(self, find: Callable[..., Found], of: tuple[torch.Tensor, ...]) -> Found:
+    def find(self, find: Callable[[], Found], of: Sequence[torch.Tensor]) -> Found:
         """On the second stream, as soon as all of them are there."""
         for t in of:
             self.stream.wait_event(self.when_ready(t))
         with torch.cuda.stream(self.stream):
-            found = find(*of)
+            found = find()
         torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
         self._kept.append(found)
         return found
@@ -100,12 +100,13 @@ def is_ready(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def early(find: Callable[..., Found], *of: torch.Tensor) -> Found:
+def early(find: Callable[[], Found], of: Sequence[torch.Tensor | None]) -> Found:
     """What ``find`` makes of these, which nothing differentiates; in a capture with a branch as early as may be."""
     branch = _here.branch
-    if branch is None or any(map(_fills_the_device, of)):
-        return find(*of)
-    return branch.find(find, of)
+    if branch is None:
+        return find()
+    there = [t for t in of if t is not None]
+    return find() if any(map(_fills_the_device, there)) else branch.find(find, there)
 
 
 def beside(run: Run) -> Run:

@@ -282,7 +282,7 @@ def _found_in_capture(
         grouping: Grouping = found[key][1]
         return grouping
     with torch.no_grad():
-        grouping = early(lambda given: find(given.detach()), tensor)
+        grouping = early(lambda: find(tensor.detach()), (tensor,))
     if found is not None:
         found[key] = tensor, grouping  # the tensor, too: another could have its number
     return grouping

@@ -104,11 +104,11 @@ def test_what_is_made_of_frozen_weights_or_of_the_batch(device: Device) -> None:
     batch, weight = torch.arange(3.0), torch.nn.Parameter(torch.ones(3), requires_grad=False)
 
     def find(name: str, *of: torch.Tensor) -> torch.Tensor:
-        def found(*of: torch.Tensor) -> torch.Tensor:
+        def found() -> torch.Tensor:
             device.does(name)
             return sum(of, torch.zeros(3))
 
-        return early(found, *of)
+        return early(found, of)
 
     with branching(device.side):  # type: ignore[arg-type]
         is_ready(batch)

@@ -34,23 +34,13 @@ class BasisKernels(Protocol):
 
 def change_of_basis(weights: Some, kernels: BasisKernels) -> torch.Tensor:
     """Sum_b T_b W_b."""
-    numbered = [(n, w) for n, w in enumerate(weights) if w is not None]
-    which, given = tuple(n for n, _ in numbered), [w for _, w in numbered]
-    if torch.is_grad_enabled() and any(w.requires_grad for w in given):
-        out: torch.Tensor = _To.apply(*given, which, kernels)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in weights):
+        which = tuple(n for n, w in enumerate(weights) if w is not None)
+        out: torch.Tensor = _To.apply(*[weights[n] for n in which], which, kernels)  # type: ignore[no-untyped-call]
         return out
     return early(
-        lambda *given: kernels.to_basis(_in_their_places(given, which, kernels.blocks)), *given
+        lambda: kernels.to_basis([None if w is None else w.contiguous() for w in weights]), weights
     )
-
-
-def _in_their_places(
-    given: Sequence[torch.Tensor], which: Sequence[int], blocks: int
-) -> list[torch.Tensor | None]:
-    places: list[torch.Tensor | None] = [None] * blocks
-    for n, w in zip(which, given, strict=True):
-        places[n] = w.contiguous()
-    return places
 
 
 class _To(torch.autograd.Function):
@@ -58,8 +48,10 @@ class _To(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
         *given, ctx.which, ctx.kernels = arguments
         ctx.set_materialize_grads(False)
-        places = _in_their_places(given, ctx.which, ctx.kernels.blocks)
-        out: torch.Tensor = ctx.kernels.to_basis(places)
+        weights: list[torch.Tensor | None] = [None] * ctx.kernels.blocks
+        for n, w in zip(ctx.which, given, strict=True):
+            weights[n] = w.contiguous()
+        out: torch.Tensor = ctx.kernels.to_basis(weights)
         return out
 
     @staticmethod
