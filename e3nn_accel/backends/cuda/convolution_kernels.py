@@ -188,7 +188,7 @@ class FusedConvolution:
         variant = self.variant("forward", EVERY, (x, w))
         parts = self.kernels(variant, x.device)
         chunks = max(part.layout.chunks for _, part in parts)
-        count = sums_of_shares(chunks, graph.nodes, len(y), multiprocessors(x.device))
+        count = sums_of_shares(chunks, graph.nodes, multiprocessors(x.device))
         out = self._new_output(x, *([count] if count > 1 else []), graph.nodes)
         for kernel, part in parts:
             grid, block, shared = _launch(graph, part.layout)

@@ -27,10 +27,8 @@ STAGED_SHARED = {90: 228 * 1024, 100: 228 * 1024, 103: 228 * 1024}
 EDGES_A_SHARE = 4
 """Edges of a block on average, at least, where several share a receiver: each has to build what they share."""
 MOST_SHARES = 16
-EDGES_A_SUM, MOST_SUMS = 8, 8
-"""The same forward, where what blocks share is added up by a further launch."""
-BLOCKS_SHARING = 4
-"""A multiprocessor's, forward, whatever the layout: a sum's order is the graph's and the device's."""
+MOST_SUMS, BLOCKS_SHARING = 4, 5
+"""The same forward, where what blocks share is added up by a further launch; and of a multiprocessor about so many."""
 BLOCK_RESERVE = 1024
 """Bytes of it that the system takes for each block."""
 
@@ -110,10 +108,14 @@ def shares(layout: Schedule, nodes: int, edges: int, multiprocessors: int) -> in
     return max(1, min(wanted, edges // max(nodes * EDGES_A_SHARE, 1), MOST_SHARES))
 
 
-def sums_of_shares(chunks: int, nodes: int, edges: int, multiprocessors: int) -> int:
-    """The same of the forward kernel."""
-    wanted = BLOCKS_SHARING * multiprocessors // max(nodes * chunks, 1)
-    return max(1, min(wanted, edges // max(nodes * EDGES_A_SUM, 1), MOST_SUMS))
+def sums_of_shares(chunks: int, nodes: int, multiprocessors: int) -> int:
+    """The same of the forward kernel: a power of two, whatever the layout and however many edges there are.
+
+    It is the order of a receiver's sum. So most graphs have that of the padded one that is replayed for them
+    (`graphs.padding`), and their results are the same to the bit.
+    """
+    wanted = BLOCKS_SHARING * multiprocessors // (nodes * chunks) if nodes else 1
+    return 1 << (max(1, min(wanted, MOST_SUMS)).bit_length() - 1)
 
 
 def _moves_whole_rows(d: TensorProductDescriptor, groups: list[Group], real_bytes: int) -> bool:
