@@ -78,19 +78,24 @@ __device__ __forceinline__ void halve_row(const float (&x)[4], float up, unsigne
     halve(up * x[2], up * x[3], high[row + 2], low[row + 2]);
 }
 
-// 1 where one of a warp's low parts isn't zero. Sums of others, as of one-hot scalars, fit, and are left alone.
+// 1 for each of the lane's two rows where one of its low parts isn't zero. Sums of others, as of one-hot scalars, fit, and are left
+// alone; each row for itself, so that what comes of it is the same whichever rows lie beside it.
 template <int STEPS>
-__device__ __forceinline__ unsigned any_low(const unsigned (&low)[STEPS][4]) {
-    unsigned any = 0;
+__device__ __forceinline__ void last_bits(const unsigned (&low)[STEPS][4], unsigned (&bits)[2]) {
+    const unsigned own = 15u << (threadIdx.x & 28);
 #pragma unroll
-    for (int step = 0; step < STEPS; step++) any |= low[step][0] | low[step][1] | low[step][2] | low[step][3];
-    return __any_sync(0xffffffffu, any & 0x7fff7fffu);
+    for (int half = 0; half < 2; half++) {
+        unsigned any = 0;
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) any |= low[step][half] | low[step][half + 2];
+        bits[half] = (__ballot_sync(0xffffffffu, any & 0x7fff7fffu) & own) != 0;
+    }
 }
 
 // Adds the products of STEPS tiles. What is small comes first: while sums are small, little is lost when they are rounded.
 template <int STEPS>
 __device__ __forceinline__ void add_products(float (&sum)[4], const unsigned (&high)[STEPS][4], const unsigned (&low)[STEPS][4],
-                                               const Pairs (&b)[STEPS], unsigned last_bit) {
+                                               const Pairs (&b)[STEPS], const unsigned (&last_bit)[2]) {
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
         multiply_halves(sum, low[step], b[step].high);
@@ -101,6 +106,6 @@ __device__ __forceinline__ void add_products(float (&sum)[4], const unsigned (&h
         multiply_halves(sum, high[step], b[step].high);
 #pragma unroll
         for (int n = 0; n < 4; n++)
-            if (n % 2 || step == STEPS - 1) sum[n] = __uint_as_float(__float_as_uint(sum[n]) | last_bit);
+            if (n % 2 || step == STEPS - 1) sum[n] = __uint_as_float(__float_as_uint(sum[n]) | last_bit[n / 2]);
     }
 }

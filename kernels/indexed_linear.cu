@@ -25,8 +25,8 @@
 // channels at a time, and each step waits for the one before, so a long sum takes its time however little there is to do. It is
 // cut: gridDim.y blocks have a slice each of a tile's steps (u of all paths, one path after the other), the same of every
 // species, and write what they have of the result to a place of their own, [slice, row, out]; one without a step writes
-// zeros. add_slices adds them up, first slice first, a thread OUT_COPY numbers: the order of a sum is that of the shapes, and
-// nothing is atomic. Bytes: b N out (2 slices + 1) more, in the second-level cache. A single slice is the result.
+// zeros. sum_shares.cu adds them up, first slice first: the order of a sum is that of the shapes, and nothing is
+// atomic. Bytes: b N out (2 slices + 1) more, in the second-level cache. A single slice is the result.
 //
 // plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}, and how many steps there are where SLICED;
 // DIMS, for each number of components that there is, as a constant; X_COPY, W_COPY and OUT_COPY, how many numbers lie together wherever a
@@ -344,23 +344,3 @@ indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const
         DIMS(OF_DIM)
     }
 }
-
-#if SLICED
-// In slices, out: `numbers` of each slice, a multiple of OUT_COPY.
-extern "C" __global__ void __launch_bounds__(THREADS)
-add_slices(const real* __restrict__ in_slices, long long numbers, int slices, real* __restrict__ out) {
-    struct alignas(OUT_COPY * sizeof(real)) Together {
-        real of[OUT_COPY];
-    };
-    const long long at = ((long long)blockIdx.x * THREADS + threadIdx.x) * OUT_COPY;
-    if (at >= numbers) return;
-    Together sums = *reinterpret_cast<const Together*>(in_slices + at);
-#pragma unroll 4
-    for (int slice = 1; slice < slices; slice++) {
-        const Together more = *reinterpret_cast<const Together*>(in_slices + slice * numbers + at);
-#pragma unroll
-        for (int i = 0; i < OUT_COPY; i++) sums.of[i] += more.of[i];
-    }
-    *reinterpret_cast<Together*>(out + at) = sums;
-}
-#endif

@@ -149,7 +149,7 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
 
     real sums[DOWN][ACROSS][4] = {};
     auto multiply = [&](const real* left, const Pairs* right, real constant) {
-        unsigned high[DOWN][STEPS][4], low[DOWN][STEPS][4], last_bit[DOWN];
+        unsigned high[DOWN][STEPS][4], low[DOWN][STEPS][4], last_bit[DOWN][2];
         real scale[DOWN][2];
 #pragma unroll
         for (int i = 0; i < DOWN; i++) {
@@ -166,7 +166,7 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
                 for (int step = 0; step < STEPS; step++)
                     halve_row(of_row[step], power_up(exponent), high[i][step], low[i][step], half);
             }
-            last_bit[i] = any_low(low[i]);
+            last_bits(low[i], last_bit[i]);
         }
 #pragma unroll
         for (int j = 0; j < ACROSS; j++) {

@@ -24,10 +24,10 @@ from e3nn_accel.backends.cuda import (
 )
 from e3nn_accel.backends.cuda import spherical_harmonics as harmonics_plan
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
-from e3nn_accel.backends.cuda.convolution_sums import SharesSum
 from e3nn_accel.backends.cuda.edges import EdgeSort
 from e3nn_accel.backends.cuda.group_sums import MOST_COLUMNS, GroupSums
 from e3nn_accel.backends.cuda.real import REAL
+from e3nn_accel.backends.cuda.share_sums import ShareSums
 from e3nn_accel.cli.products import PRODUCTS, Product, work
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config, Precision
@@ -213,7 +213,7 @@ def _edges(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
 def _sums(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
     """Of rows by groups, and of blocks' shares."""
     by_groups = [GroupSums(Config()).program(columns, dtype) for columns in (3, MOST_COLUMNS)]
-    return [*by_groups, SharesSum(1280, REAL[dtype], dtype.itemsize, Config()).program]
+    return [*by_groups, ShareSums(1280, REAL[dtype], dtype.itemsize, Config()).program]
 
 
 def _programs_of(

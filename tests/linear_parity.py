@@ -36,6 +36,22 @@ IN_HALVES = {
 """Rows that are copied four numbers at a time."""
 
 
+def rows_alone_and_together(
+    module: Any, x: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Outputs and gradients of every fourth row, of numbers of few bits, by themselves and beside the others."""
+    x = x.clone()
+    x[::4] = x[::4].round()
+
+    def found(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaf = rows.clone().requires_grad_()
+        out = module(leaf)
+        return out, *torch.autograd.grad(out.sum(), leaf)
+
+    with accelerated(backend="cuda", self_check=False):
+        return [(a, b[::4]) for a, b in zip(found(x[::4]), found(x), strict=True)]
+
+
 def check(
     module: Any, x: torch.Tensor, dtype: torch.dtype, device: str = "cpu", **given: torch.Tensor
 ) -> None:

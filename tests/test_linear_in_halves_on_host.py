@@ -9,7 +9,7 @@ import torch
 from comparison import accelerated, draw
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
-from linear_parity import IN_HALVES, built, check, scaled
+from linear_parity import IN_HALVES, built, check, rows_alone_and_together, scaled
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
@@ -86,11 +86,12 @@ def test_what_is_not_finite_stays_in_its_row(launches: list[int]) -> None:
 
 
 def test_rows_depend_on_nothing_but_themselves() -> None:
-    """To the bit: a row's power of two is its own."""
+    """To the bit: a row's power of two is its own, and whether sums have their last bit set."""
     module = built("64x0e+16x1o", "64x0e+64x1o").float()
     x = draw((70, module.irreps_in.dim), 1, torch.float32)
     with accelerated(backend="cuda", self_check=False), torch.no_grad():
         assert torch.equal(module(x)[20:65], module(x[20:65]))
+    assert all(torch.equal(*found) for found in rows_alone_and_together(module, x))
 
 
 def test_other_calls_take_other_kernels(launches: list[int]) -> None:

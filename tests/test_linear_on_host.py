@@ -8,7 +8,7 @@ import pytest
 import torch
 from comparison import draw
 from e3nn import o3
-from linear_parity import CASES, built, check, shrinkage
+from linear_parity import CASES, built, check, rows_alone_and_together, shrinkage
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import CudaBackend, indexed_linear_launch
@@ -34,6 +34,17 @@ def test_few_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 1 << 20)
     module = built(*CASES["wide"])
     check(module, draw((70, module.irreps_in.dim), 3).requires_grad_(), dtype)
+
+
+@pytest.mark.parametrize("multiprocessors", [0, 1 << 20], ids=["many rows", "few"])
+def test_rows_depend_on_nothing_but_themselves(
+    multiprocessors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit: so padding changes nothing."""
+    monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: multiprocessors)
+    module = built("33x0e+17x1o", "33x0e+17x1o").float()
+    x = draw((70, module.irreps_in.dim), 1, torch.float32)
+    assert all(torch.equal(*found) for found in rows_alone_and_together(module, x))
 
 
 def test_single_precision() -> None:

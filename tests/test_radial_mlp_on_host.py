@@ -9,10 +9,11 @@ import torch
 from comparison import accelerated, draw, poisoned_memory, usage
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
+from linear_parity import rows_alone_and_together
 from radial_parity import CASES, Net, check
 from slow_cases import slow_but
 
-from e3nn_accel.backends.cuda import CudaBackend
+from e3nn_accel.backends.cuda import CudaBackend, indexed_linear_launch
 from e3nn_accel.backends.cuda.radial_mlp_kernels import RadialMlpKernels
 from e3nn_accel.config import Config
 from e3nn_accel.health import registry
@@ -133,6 +134,15 @@ def third(call: Any, operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, 
             for t in torch.autograd.grad(value.square().sum(), operands, create_graph=True)
         )
     return torch.autograd.grad(value, operands)
+
+
+def test_rows_depend_on_nothing_but_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: so padding changes nothing."""
+    # whose last layer has another kernel for many rows than for few
+    monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 1 << 20)
+    module = Net((8, 16, 16, 12)).build().float()
+    found = rows_alone_and_together(module, draw((140, 8), 1, torch.float32))
+    assert all(torch.equal(*each) for each in found)
 
 
 def test_many_tiles_a_block_give_the_same_bits() -> None:

@@ -81,9 +81,9 @@ REPRODUCIBLE = {
     # irreps, rows, dtype, and the kernels that are launched
     "many rows": (MACE, 20_000, torch.float32, {"halve_weights", "linear_in_halves"}),
     "few rows": (MACE, 70, torch.float32, {"indexed_linear"}),
-    "few rows, sums in slices": (LONG, 40, torch.float32, {"indexed_linear", "add_slices"}),
+    "few rows, sums in slices": (LONG, 40, torch.float32, {"indexed_linear", "sum_shares"}),
     "many rows, float64": (MACE, 20_000, torch.float64, {"indexed_linear"}),
-    "few rows, sums in slices, float64": (LONG, 40, torch.float64, {"indexed_linear", "add_slices"}),
+    "few rows, sums in slices, float64": (LONG, 40, torch.float64, {"indexed_linear", "sum_shares"}),
 }  # fmt: skip
 
 

@@ -21,8 +21,9 @@ from e3nn_accel.backends.cuda.convolution_schedule import (
     staged_schedule,
     sums_of_shares,
 )
-from e3nn_accel.backends.cuda.convolution_sums import SharesSum, Sums, sum_rows_program
+from e3nn_accel.backends.cuda.convolution_sums import Sums, sum_rows_program
 from e3nn_accel.backends.cuda.real import REAL
+from e3nn_accel.backends.cuda.share_sums import ShareSums
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import TensorProductDescriptor
 from e3nn_accel.groupings import Neighbours
@@ -96,7 +97,7 @@ class FusedConvolution:
             kind: staged_schedule(d, self.groups, kind, self.bytes, self.architecture)
             for kind in KINDS
         }
-        self._shares = SharesSum(self.dim_out, self.real, self.bytes, self.config)
+        self._shares = ShareSums(self.dim_out, self.real, self.bytes, self.config)
         self._columns: dict[tuple[int, torch.device], torch.Tensor] = {}
         self._kernels: dict[tuple[Variant, torch.device], tuple[tuple[Kernel, Part], ...]] = {}
 

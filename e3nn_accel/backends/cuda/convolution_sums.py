@@ -1,4 +1,4 @@
-"""What the convolution's kernels leave to be summed: dx over edges, dy over chunks of channels, outputs over shares."""
+"""What the convolution's kernels leave to be summed: dx over edges, dy over chunks of channels."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from e3nn_accel.backends.cuda.convolution_schedule import Schedule
-from e3nn_accel.backends.cuda.entries import Entries
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.config import Config
 from e3nn_accel.groupings import Neighbours
 
 if TYPE_CHECKING:
     from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution, Part, Variant
-
-
-THREADS = 128
-SUM_SHARES = {"sum_shares": "PiqP"}
 
 
 @dataclass(frozen=True)
@@ -87,32 +81,6 @@ class Sums:
             kernel(grid, block, *rows, self.dx)
         else:
             kernel(grid, block, *rows, int(not self.owner.all_inputs), self.dx)
-
-
-class SharesSum:
-    """Adds up the outputs of blocks that share the edges of a receiver, in a fixed order."""
-
-    def __init__(self, dim_out: int, real: str, real_bytes: int, config: Config) -> None:
-        self._vector = 16 // real_bytes if dim_out * real_bytes % 16 == 0 else 1
-        sizes = {"REAL": real, "THREADS": THREADS, "VECTOR": self._vector}
-        self.program = KernelProgram(
-            f"sum_shares_{real}",
-            "sum_shares.cu",
-            tuple(SUM_SHARES),
-            "".join(f"#define {name} {value}\n" for name, value in sizes.items()),
-            description=f"shares of rows summed, {self._vector} numbers a thread",
-        )
-        self._entries = Entries(self.program, SUM_SHARES, config)
-
-    def sum(self, shares: torch.Tensor) -> torch.Tensor:
-        """[nodes, dim_out] of ``shares`` [count, nodes, dim_out]."""
-        out = shares.new_empty(shares.shape[1:])
-        numbers = out.numel()
-        blocks = -(-numbers // (THREADS * self._vector))
-        self._entries.on(out.device)["sum_shares"](
-            (blocks, 1, 1), (THREADS, 1, 1), shares, len(shares), numbers, out
-        )
-        return out
 
 
 def sum_rows_program(row: int, real: str, real_bytes: int) -> tuple[Schedule, KernelProgram]:

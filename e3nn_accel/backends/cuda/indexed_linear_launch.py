@@ -11,6 +11,7 @@ from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_in_halves import ENTRIES as OF_HALVES
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
 from e3nn_accel.backends.cuda.real import REAL
+from e3nn_accel.backends.cuda.share_sums import ShareSums
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies
@@ -31,7 +32,6 @@ ENTRIES = {
     "to_input": ("indexed_linear", "PPPPPqP"),
     "to_weight": ("indexed_linear_weights", "PPPPPqP"),
 }
-ADD_SLICES = ("add_slices", "PqiP")
 
 
 class _Rows(NamedTuple):
@@ -46,7 +46,6 @@ class _Rows(NamedTuple):
         filled: For each block of a tile, nodes of one that is full.
         sliced: Whether the longest sum can be shared by blocks.
         steps: Of that sum.
-        together: Numbers that a thread of `add_slices` has.
     """
 
     row: int
@@ -57,7 +56,6 @@ class _Rows(NamedTuple):
     filled: tuple[int, ...]
     sliced: bool
     steps: int
-    together: int
 
     @classmethod
     def of(cls, side: MatrixPaths, real: str, few: bool) -> _Rows:
@@ -68,7 +66,7 @@ class _Rows(NamedTuple):
         filled = tuple(pairs // side.by_output[first].dim for first, _, _ in items)
         return cls(
             row, side.covered == row, len(items), pairs // side.widest, side.species + 1, filled,
-            side.is_sliced(few), max(map(side.steps, items)), side.copies(bytes_each)["OUT_COPY"],
+            side.is_sliced(few), max(map(side.steps, items)),
         )  # fmt: skip
 
     def blocks(self, rows: int) -> int:
@@ -96,6 +94,11 @@ class IndexedLinearKernels:
             for kind, side in self.sides.items()
             if halved and LinearInHalves.takes(side)
         }
+        self._slices = {
+            kind: ShareSums(side.out_row, self.real, context.dtype.itemsize, context.config)
+            for kind, side in self.sides.items()
+            if side.is_sliced(few=True)
+        }
         self._kernels: dict[tuple[torch.device, bool], dict[str, tuple[Kernel, ...]]] = {}
         self._few_blocks: dict[torch.device, int] = {}
 
@@ -104,7 +107,9 @@ class IndexedLinearKernels:
         return tuple(dict.fromkeys([*self._programs(few=False), *self._programs(few=True)]))
 
     def _programs(self, few: bool) -> list[KernelProgram]:
-        return [self._program(kind, few and kind in self.sides) for kind in KINDS]
+        """One of each of `KINDS`, and for few rows those that add up slices."""
+        found = [self._program(kind, few and kind in self.sides) for kind in KINDS]
+        return [*found, *(sums.program for sums in self._slices.values() if few)]
 
     def _program(self, kind: str, few: bool) -> KernelProgram:
         if not few and kind in self._halves:
@@ -130,13 +135,13 @@ class IndexedLinearKernels:
             loaded = load_all(self._programs(few), device, self.config)
             found = self._kernels[device, few] = {
                 of: tuple(program.kernel(*entry) for entry in self._entries(of, few))
-                for of, program in zip(KINDS, loaded, strict=True)
+                for of, program in zip(KINDS, loaded, strict=False)
             }
+            for sums in self._slices.values() if few else ():
+                sums.load(device)
         return found[kind]
 
     def _entries(self, kind: str, few: bool) -> tuple[tuple[str, str], ...]:
-        if kind in self.sides and self.sides[kind].is_sliced(few):
-            return ENTRIES[kind], ADD_SLICES
         return OF_HALVES if not few and kind in self._halves else (ENTRIES[kind],)
 
     def _are_few(self, kind: str, rows: int, device: torch.device) -> bool:
@@ -165,9 +170,9 @@ class IndexedLinearKernels:
         tiles = rows // side.nodes + min(rows, side.unfilled)
         grid = (tiles * side.items, slices, 1)
         x, w = aligned(x), aligned(w)
-        kernel, *others = self._loaded(kind, x.device, few)
+        (kernel,) = self._loaded(kind, x.device, few)
         kernel(grid, BLOCK, x, *sorted_rows, w, rows, out)
-        return out if slices == 1 else _added(others[0], out, side.together)
+        return out if slices == 1 else self._slices[kind].sum(out)
 
     def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
         """The gradient of the weights, flat."""
@@ -180,15 +185,6 @@ class IndexedLinearKernels:
         (kernel,) = self._loaded("to_weight", x.device)
         kernel(grid, BLOCK, x, g, *sorted_rows, rows, sums)
         return sums[0] if slices == 1 else sums.sum(0)
-
-
-def _added(add_slices: Kernel, slices: torch.Tensor, together: int) -> torch.Tensor:
-    """The sum of [slices, rows, out], so many numbers a thread."""
-    out = slices.new_empty(slices.shape[1:])
-    numbers = out.numel()
-    blocks = -(-numbers // (BLOCK[0] * together))
-    add_slices((blocks, 1, 1), BLOCK, slices, numbers, len(slices), out)
-    return out
 
 
 class OneCall(NamedTuple):
