@@ -220,11 +220,14 @@ class FusedConvolution:
         sums = Sums(self, x, y, w, graph, variant, over_w)
         for kernel, part in self.kernels(variant, x.device):
             grid, block, shared = _launch(graph, part.layout)
-            grid = *grid[:2], shares(part.layout, graph.nodes, len(y), multiprocessors(x.device))
+            grid = (
+                *grid[:2],
+                shares(part.layout, graph.nodes, y.shape[0], multiprocessors(x.device)),
+            )
             at = sums.of(part)
             kernel(
                 grid, block, x, y, w, g, graph.by_receiver, graph.senders, graph.first_of_receiver,
-                len(y), at.dx_edge, at.dy, sums.dw, shared=shared,
+                y.shape[0], at.dx_edge, at.dy, sums.dw, shared=shared,
             )  # fmt: skip
             sums.add(part, at)
         return sums.dx, sums.dy, sums.dw
@@ -249,7 +252,7 @@ class FusedConvolution:
             at = sums.of(part)
             kernel(
                 grid, block, x, y, w, g, hx, hy, hw, graph.by_receiver, graph.senders, graph.first_of_receiver,
-                len(y), out, at.dx_edge, at.dy, sums.dw, shared=shared,
+                y.shape[0], out, at.dx_edge, at.dy, sums.dw, shared=shared,
             )  # fmt: skip
             sums.add(part, at)
         return out, sums.dx, sums.dy, sums.dw

@@ -54,7 +54,7 @@ class Sums:
 
     def of(self, part: Part) -> Partial:
         """Buffers for one group."""
-        edges = len(self.like)
+        edges = self.like.shape[0]
         dx_edge, dy = self.dx, self.dy
         if self.dx is not None and not self.variant.atomics:
             dx_edge = self.like.new_empty((edges, sum(mul for _, _, mul in part.group.inputs)))

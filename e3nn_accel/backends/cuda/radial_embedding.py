@@ -57,14 +57,14 @@ class RadialKernels:
 
     def forward(self, x: torch.Tensor, *constants: torch.Tensor) -> torch.Tensor:
         """[edges, basis] of lengths [edges, 1]."""
-        edges = len(x)
+        edges = x.shape[0]
         out = x.new_empty((edges, self.basis))
         self._launch("radial", out.numel(), x, *constants, edges, out)
         return out
 
     def backward(self, g: torch.Tensor, x: torch.Tensor, *constants: torch.Tensor) -> torch.Tensor:
         """The gradient by the lengths."""
-        edges, out = len(x), torch.empty_like(x)
+        edges, out = x.shape[0], torch.empty_like(x)
         self._launch("radial_gradient", edges, g, x, *constants, edges, out)
         return out
 
@@ -79,7 +79,7 @@ class RadialKernels:
         """Those of the gradient: by g, and by the lengths."""
         dg = torch.empty_like(g) if wanted[0] else None
         dx = torch.empty_like(x) if wanted[1] else None
-        edges = len(x)
+        edges = x.shape[0]
         self._launch("radial_second", edges, g, x, h, *constants, edges, dg, dx)
         return dg, dx
 

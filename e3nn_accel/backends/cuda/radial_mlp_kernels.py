@@ -148,10 +148,10 @@ class RadialMlpKernels:
 
     def forward(self, x: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """The last activations, [edges, out]."""
-        out = x.new_empty((len(x), self.widths[-1]))
+        out = x.new_empty((x.shape[0], self.widths[-1]))
         self._kernel(FORWARD, x.device)(
-            self._grid(FORWARD, len(x), x.device), (THREADS, 1, 1),
-            x, *_four(weights), len(x), out, shared=self._cuts[FORWARD].shared,
+            self._grid(FORWARD, x.shape[0], x.device), (THREADS, 1, 1),
+            x, *_four(weights), x.shape[0], out, shared=self._cuts[FORWARD].shared,
         )  # fmt: skip
         return out
 
@@ -168,13 +168,13 @@ class RadialMlpKernels:
     ) -> tuple[torch.Tensor | None, ...]:
         """Gradients of (x, *weights); None where not wanted."""
         kind = ALL if any(wanted[1:]) else INPUT
-        grid = self._grid(kind, len(x), x.device)
+        grid = self._grid(kind, x.shape[0], x.device)
         dx = torch.empty_like(x) if wanted[0] else None
         count = sum(w.numel() for w in weights)
         sums = x.new_empty((grid[0], count)) if kind == ALL else None
         self._kernel(kind, x.device)(
             grid, (THREADS, 1, 1),
-            g, x, *_four(weights), len(x), dx, sums, shared=self._cuts[kind].shared,
+            g, x, *_four(weights), x.shape[0], dx, sums, shared=self._cuts[kind].shared,
         )  # fmt: skip
         return (dx, *_added(sums, weights, wanted[1:]))
 
@@ -187,14 +187,14 @@ class RadialMlpKernels:
         wanted: tuple[bool, ...],
     ) -> tuple[torch.Tensor | None, ...]:
         """Gradients of <h, gradient by x> by (g, x, *weights); None where not wanted."""
-        grid = self._grid(SECOND, len(x), x.device)
+        grid = self._grid(SECOND, x.shape[0], x.device)
         dg = torch.empty_like(g) if wanted[0] else None
         dx = torch.empty_like(x) if wanted[1] else None
         count = sum(w.numel() for w in weights)
         sums = x.new_empty((grid[0], count)) if any(wanted[2:]) else None
         self._kernel(SECOND, x.device)(
             grid, (THREADS, 1, 1),
-            g, x, h, *_four(weights), len(x), dg, dx, sums, shared=self._cuts[SECOND].shared,
+            g, x, h, *_four(weights), x.shape[0], dg, dx, sums, shared=self._cuts[SECOND].shared,
         )  # fmt: skip
         return (dg, dx, *_added(sums, weights, wanted[2:]))
 

@@ -69,16 +69,16 @@ class ReshapeKernels:
 
     def there(self, x: torch.Tensor) -> torch.Tensor:
         """[nodes, channels, components] of [nodes, irreps]."""
-        out = x.new_empty((len(x), self.mul, self.columns))
+        out = x.new_empty((x.shape[0], self.mul, self.columns))
         self._launch("reshape_irreps", x, out)
         return out
 
     def back(self, x: torch.Tensor) -> torch.Tensor:
         """[nodes, irreps] of [nodes, channels, components]."""
-        out = x.new_empty((len(x), self.mul * self.columns))
+        out = x.new_empty((x.shape[0], self.mul * self.columns))
         self._launch("reshape_irreps_back", x, out)
         return out
 
     def _launch(self, entry: str, x: torch.Tensor, out: torch.Tensor) -> None:
-        grid, block = (len(x) * self.blocks, 1, 1), (THREADS, 1, 1)
+        grid, block = (x.shape[0] * self.blocks, 1, 1), (THREADS, 1, 1)
         self._entries.on(x.device)[entry](grid, block, x, out)

@@ -41,6 +41,6 @@ class ShareSums:
         numbers = out.numel()
         blocks = -(-numbers // (THREADS * self._vector))
         self._entries.on(out.device)["sum_shares"](
-            (blocks, 1, 1), (THREADS, 1, 1), shares, len(shares), numbers, out
+            (blocks, 1, 1), (THREADS, 1, 1), shares, shares.shape[0], numbers, out
         )
         return out

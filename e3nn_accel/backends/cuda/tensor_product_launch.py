@@ -122,7 +122,7 @@ class ProductLaunch:
         ):
             first, second = (y, x) if part.swapped else (x, y)
             into = found.of(part, "backward")
-            operands = (first, second, w, g, int(plain), len(x))
+            operands = (first, second, w, g, int(plain), x.shape[0])
             results = (found.add, *into.gradients)
             kernel(into.grid, into.block, *operands, *results, shared=into.shared)
             found.take(into, part)
@@ -145,7 +145,7 @@ class ProductLaunch:
         for kernel, part in zip(self.kernels("double", NOTHING, x.device), self.parts, strict=True):
             first, second, h1, h2 = (y, x, hy, hx) if part.swapped else (x, y, hx, hy)
             into = found.of(part, "double")
-            operands = (first, second, w, g, h1, h2, hw, int(plain), len(x))
+            operands = (first, second, w, g, h1, h2, hw, int(plain), x.shape[0])
             results = (found.add, out, *into.gradients)
             kernel(into.grid, into.block, *operands, *results, shared=into.shared)
             found.take(into, part)
@@ -153,7 +153,7 @@ class ProductLaunch:
 
     def _result(self, x: torch.Tensor) -> torch.Tensor:
         """For the output; zero where no kernel writes."""
-        rows = len(x)
+        rows = x.shape[0]
         shape = (rows * self.size,) if self.segmented else (rows, self.size)
         return (x.new_empty if self._sets_all else x.new_zeros)(shape)
 
