@@ -78,16 +78,17 @@ __device__ __forceinline__ void halve_row(const float (&x)[4], float up, unsigne
     halve(up * x[2], up * x[3], high[row + 2], low[row + 2]);
 }
 
-// 1 for each of the lane's two rows where one of its own low parts isn't zero. Sums of others, as of one-hot scalars, fit, and are
-// left alone; what comes of a row is the same whichever rows lie beside it.
+// 1 for each of the lane's two rows where one of its low parts isn't zero. Sums of others, as of one-hot scalars, fit, and are left
+// alone; each row for itself, so that what comes of it is the same whichever rows lie beside it.
 template <int STEPS>
 __device__ __forceinline__ void last_bits(const unsigned (&low)[STEPS][4], unsigned (&bits)[2]) {
+    const unsigned own = 15u << (threadIdx.x & 28);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         unsigned any = 0;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) any |= low[step][half] | low[step][half + 2];
-        bits[half] = (any & 0x7fff7fffu) != 0;
+        bits[half] = (__ballot_sync(0xffffffffu, any & 0x7fff7fffu) & own) != 0;
     }
 }
 

@@ -10,8 +10,8 @@
 // whatever the numbers are. An H100 cuts off a little less: 5.3e-8 of sums of random numbers, where these bits are 6.5e-8
 // (`shrinkage` in tests/linear_parity.py), and as much less in trained models. Hence in every second column the last step's alone
 // is set, which leaves 2e-9.
-// Rows of the left tile without any low part, as of one-hot scalars, have sums that fit and are left alone. Which these are a
-// lane says of its own results by its own numbers of their rows, so what comes of a row is the same whichever rows lie beside it.
+// Rows of the left tile without any low part, as of one-hot scalars, have sums that fit and are left alone: each row for itself,
+// so that what comes of it is the same whichever rows lie beside it.
 // float64 needs neither. RoundedToTf32 and RoundedToBf16 take one product of numbers of 11 and of 8 bits, the nearest ones;
 // their sums are float32's.
 //
@@ -63,6 +63,13 @@ __device__ __forceinline__ void multiply_tiles(double (&sum)[4], const double (&
 #endif
 #endif
 
+// 1 for each of the lane's two rows of which one of four lanes says so.
+__device__ __forceinline__ void of_rows(unsigned first, unsigned second, unsigned (&said)[2]) {
+    const unsigned own = 15u << (threadIdx.x & 28);
+    said[0] = (__ballot_sync(0xffffffffu, first) & own) != 0;
+    said[1] = (__ballot_sync(0xffffffffu, second) & own) != 0;
+}
+
 // Numbers of the right tile come two by two, as a lane has them of a step, and are kept as they are multiplied.
 template <class T>
 struct TensorCores;
@@ -82,15 +89,14 @@ struct TensorCores<float> {
     template <int STEPS, int N>
     static __device__ __forceinline__ void multiply(float (&sums)[N][4], const float (&a)[STEPS][4], const Kept (&b)[STEPS][N]) {
         unsigned high[STEPS][4], low[STEPS][4];
-        unsigned last_bit[2] = {};
+        // Whether there are low parts: a row's first eight columns stand for all of them.
+        unsigned last_bit[2];
+        of_rows((__float_as_uint(a[0][0]) | __float_as_uint(a[0][2])) & 0x1fffu,
+                (__float_as_uint(a[0][1]) | __float_as_uint(a[0][3])) & 0x1fffu, last_bit);
 #pragma unroll
         for (int step = 0; step < STEPS; step++)
 #pragma unroll
-            for (int n = 0; n < 4; n++) {
-                cut(a[step][n], high[step][n], low[step][n]);
-                last_bit[n % 2] |= low[step][n];
-            }
-        last_bit[0] = last_bit[0] != 0, last_bit[1] = last_bit[1] != 0;
+            for (int n = 0; n < 4; n++) cut(a[step][n], high[step][n], low[step][n]);
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
 #pragma unroll
