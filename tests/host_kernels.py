@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -36,6 +37,7 @@ FLAGS = (
 )
 SANITIZERS = {"thread": ("-fsanitize=thread",), "address": ("-fsanitize=address,undefined",)}
 
+_precompiling = threading.Lock()
 _DYNAMIC = re.compile(
     r"extern\s+__shared__\s+(?:__align__\(\s*\d+\s*\)\s*)?([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;"
 )
@@ -55,10 +57,10 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def host_source(program: KernelProgram, executable: bool) -> str:
-    """What g++ compiles: the program's own text between the shim and a way in."""
+def host_source(program: KernelProgram, header: Path, executable: bool) -> str:
+    """What g++ compiles: the program's own text between the shim's header and a way in."""
     macros = [macro.partition("=") for macro in program.macros]
-    lines = [f'#include "{SHIM / "cuda_on_host.h"}"']
+    lines = [f'#include "{header}"']  # first, or what is precompiled of it isn't taken
     lines += [f"#define {name} {value or 1}" for name, _, value in macros]
     lines += [f'#line 1 "{program.file}"', _with_dynamic_shared_memory(program.source())]
     lines += [f"HOST_ENTRY({entry})" for entry in program.entries]
@@ -112,10 +114,8 @@ class HostCompiler:
         assert command is not None, "the test should have been skipped"
         flags = [*FLAGS, *SANITIZERS.get(self.sanitizer, ())]
         flags += ["-g", "-O1"] if self.sanitizer else ["-O1", "-shared", "-fPIC"]
-        source = host_source(program, executable=bool(self.sanitizer))
-        shim = [path.read_text() for path in sorted(SHIM.glob("*.h"))]
-        parts = (command, *flags, source, *shim)
-        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+        source = host_source(program, self._header(command, flags), bool(self.sanitizer))
+        digest = _digest(command, *flags, source)
         built = self.folder / f"{digest}.{'run' if self.sanitizer else 'so'}"
         if not built.exists():
             part = built.with_suffix(f".{os.getpid()}")
@@ -128,6 +128,28 @@ class HostCompiler:
                 raise HostError(f"{program.name} doesn't compile:\n{found.stderr[:4000]}")
             part.replace(built)
         return built
+
+    def _header(self, command: str, flags: Sequence[str]) -> Path:
+        """The shim's, precompiled beside it: reading the standard library takes as long as most kernels do.
+
+        A compiler that makes nothing of that reads it.
+        """
+        shim = [path.read_text() for path in sorted(SHIM.glob("*.h"))]
+        header = self.folder / f"{_digest(command, *flags, *shim)}.h"
+        with _precompiling:
+            if not header.exists():
+                part = header.with_suffix(f".{os.getpid()}.h")
+                part.write_text(f'#include "{SHIM / "cuda_on_host.h"}"\n')
+                precompiled = part.with_suffix(".gch")
+                build = [command, *flags, "-x", "c++-header", str(part), "-o", str(precompiled)]
+                if not subprocess.run(build, capture_output=True).returncode:
+                    precompiled.replace(f"{header}.gch")
+                part.replace(header)
+        return header
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
