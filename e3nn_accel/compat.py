@@ -41,6 +41,9 @@ CALCULATORS = ("0.3.16",)
 CUPY = "14.*"
 """Versions of CuPy that have what kernels need."""
 
+VESIN = ">=0.6,<0.7"
+"""Versions of vesin that search on a GPU, for torch's tensors, in the way that is known."""
+
 
 def version_of(distribution: str) -> str | None:
     """The installed version, or None."""
@@ -68,6 +71,16 @@ def unknown_calculator() -> str:
     if version in CALCULATORS:
         return ""
     return f"the calculator of MACE {version} isn't known, only {CALCULATORS}"
+
+
+def vesin_neighbor_list() -> Any:
+    """Vesin's class that finds pairs, or None where there is none, or another version."""
+    version = version_of("vesin")
+    if version is None or not within(version, VESIN):
+        return None
+    from vesin import NeighborList
+
+    return NeighborList
 
 
 # Every call asks these. Their names are resolved once: after something large has gone through the

@@ -9,13 +9,29 @@ import numpy as np
 import pytest
 import torch
 
-from e3nn_accel.neighbours.pairs import SKIN, Edges, Pairs, Snapshot
+from e3nn_accel import compat
+from e3nn_accel.neighbours import pairs as listed
+from e3nn_accel.neighbours import search as searches
+from e3nn_accel.neighbours.pairs import SKIN, Edges, Pairs
+from e3nn_accel.neighbours.search import by_mace, by_vesin, search
+from e3nn_accel.neighbours.snapshot import Snapshot
 
 neighborhood = pytest.importorskip("mace.data.neighborhood")
 pytestmark = [pytest.mark.mace, pytest.mark.once]
 
 CUTOFF = 4.0
 EVERYWHERE, NOWHERE = (True, True, True), (False, False, False)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["matscipy", "vesin"])
+def finder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists by each of those who search; vesin's are made on a GPU, where there is one."""
+    if request.param == "vesin":
+        pytest.importorskip("vesin")
+        monkeypatch.setattr(listed, "search", by_vesin)
 
 
 class Structure(NamedTuple):
@@ -69,7 +85,7 @@ def strained(start: Snapshot, size: float, seed: int = 2) -> Snapshot:
 
 
 def pairs_of(start: Snapshot) -> Pairs:
-    return Pairs(start, CUTOFF, torch.float64, torch.device("cpu"))
+    return Pairs(start, CUTOFF, torch.float64, CPU)
 
 
 def edges_of(pairs: Pairs, now: Snapshot) -> Edges:
@@ -89,6 +105,7 @@ def assert_those_of_mace(found: Edges, now: Snapshot) -> None:
         np.testing.assert_allclose(shift.numpy(), by_row[tuple(row)], rtol=0, atol=1e-12)
 
 
+@pytest.mark.usefixtures("finder")
 @pytest.mark.parametrize("name", STRUCTURES)
 @pytest.mark.parametrize("furthest", [0.0, 0.1, 0.499 * SKIN])
 def test_edges_after_moves_within_the_skin(name: str, furthest: float) -> None:
@@ -117,6 +134,7 @@ def test_one_atom_beyond_the_skin_ends_the_list(name: str) -> None:
     assert not pairs_of(start).cover(moved(start, 0.501 * SKIN))
 
 
+@pytest.mark.usefixtures("finder")
 @pytest.mark.parametrize("name", STRUCTURES)
 @pytest.mark.parametrize("size", [1e-4, 0.01, 0.05, 0.3])
 def test_edges_after_a_strain(name: str, size: float) -> None:
@@ -190,3 +208,80 @@ def test_float32_edges_are_chosen_in_float64() -> None:
     exact = edges_of(pairs_of(start), start)
     assert torch.equal(found.edge_index, exact.edge_index)
     assert torch.equal(found.shifts, exact.shifts.float())
+
+
+def counted(found: searches.Found) -> Counter[tuple[int, ...]]:
+    """How often each pair is there."""
+    return Counter(map(tuple, torch.cat([found.edge_index.T, found.cells.long()], 1).tolist()))
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_vesin_finds_the_same_pairs(name: str) -> None:
+    """In an order of their own, whatever vesin's is."""
+    pytest.importorskip("vesin")
+    for seed in range(4):
+        start = placed(name, seed)
+        found = by_vesin(start, CUTOFF + SKIN, CPU)
+        assert found is not None
+        wanted = by_mace(start, CUTOFF + SKIN, CPU)
+        assert counted(found) == counted(wanted)
+        assert (found.edge_index.dtype, found.cells.dtype) == (torch.int64, torch.float64)
+        rows = torch.cat([found.edge_index.T.double(), found.cells], 1).tolist()
+        assert rows == sorted(rows)
+        expected = found.cells.numpy() @ start.cell
+        np.testing.assert_allclose(found.shifts.numpy(), expected, rtol=0, atol=1e-12)
+
+
+class Gpu(NamedTuple):
+    """What `search` asks of a device."""
+
+    type: str = "cuda"
+
+
+@pytest.mark.parametrize("why", ["absent", "unknown", "fails", "too many atoms"])
+def test_mace_searches_where_vesin_does_not(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU; on the host always."""
+
+    class Failing:
+        def __init__(self, **options: Any) -> None:
+            raise RuntimeError("no room")
+
+    class Everything:
+        def __init__(self, **options: Any) -> None:
+            assert options == {"cutoff": CUTOFF, "full_list": True}
+
+        def compute(self, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            pairs = torch.tensor([[0, 1], [1, 0]]).view(torch.uint64)
+            return pairs, torch.tensor([[0, 0, 0], [0, 0, -(1 << 30)]], dtype=torch.int32)
+
+    classes = {"fails": Failing, "too many atoms": Everything}
+    if why in classes:
+        monkeypatch.setattr(searches, "vesin_neighbor_list", lambda: classes[why])
+    else:
+        version = {"absent": None, "unknown": "0.5.9"}[why]
+        monkeypatch.setattr(compat, "version_of", lambda name: version)
+    if why == "too many atoms":
+        monkeypatch.setattr(searches, "LARGEST_KEY", 1 << 31)
+    asked: list[str] = []
+    on_host = searches.by_vesin
+    monkeypatch.setattr(
+        searches,
+        "by_vesin",
+        lambda now, within, of: asked.append(of.type) or on_host(now, within, CPU),
+    )
+    monkeypatch.setattr(searches, "by_mace", lambda now, within, of: by_mace(now, within, CPU))
+    start = placed("cube")
+    for device, by_gpu in ((CPU, []), (Gpu(), ["cuda"])):
+        asked.clear()
+        found = search(start, CUTOFF, device)  # type: ignore[arg-type]
+        assert (found.by, asked) == ("matscipy", by_gpu)
+        assert len(found.cells) == len(by_mace(start, CUTOFF, CPU).cells)
+
+
+def test_vesin_searches_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a version is installed that is known."""
+    pytest.importorskip("vesin")
+    on_host = searches.by_vesin
+    monkeypatch.setattr(searches, "by_vesin", lambda now, within, of: on_host(now, within, CPU))
+    assert search(placed("cube"), CUTOFF, Gpu()).by == "vesin"  # type: ignore[arg-type]
+    assert search(placed("cube"), CUTOFF, CPU).by == "matscipy"

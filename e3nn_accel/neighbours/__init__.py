@@ -9,6 +9,8 @@ last call gets MACE's own batch.
     frame.py     what a batch was made of besides positions, and whether that is so still
     changes.py   what has changed since the last results, which ASE asks before every property
     pairs.py     pairs somewhat beyond the cutoff, and the edges among them
+    search.py    who finds the pairs: vesin on a GPU, else MACE's search
+    snapshot.py  where atoms were, and how far they may have come
     results.py   from the model's results to ASE's, in one transfer
 """
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from e3nn_accel.neighbours.pairs import Edges, Snapshot
+from e3nn_accel.neighbours.pairs import Edges
+from e3nn_accel.neighbours.snapshot import Snapshot
 
 OF_CALCULATOR = (
     "r_max",

@@ -5,8 +5,7 @@ into another takes it to at least q (r + s), with q the least stretch of that ch
 that move by u besides bring it nearer by 2 u at most. So the list has every pair within r as long as
 2 u <= q (r + s) - r. Of the listed ones those within r are the edges: never more, never fewer.
 
-The list is MACE's own search with a longer cutoff. vesin makes it in half the time (`tests/time_neighbours.py`; README
-has figures): of 4096 atoms that saves once a list what filtering takes in three steps, and a list serves many.
+A step finds its edges among the pairs, on the model's device. The list is made by a search with a longer cutoff.
 """
 
 from __future__ import annotations
@@ -17,43 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from e3nn_accel.neighbours.search import search
+from e3nn_accel.neighbours.snapshot import Snapshot
+
 SKIN = 1.0
 """In units of length. Half as much: a list of half the excess, made anew more than twice as often."""
-MARGIN = 1e-9
-"""Kept from the bound: far more than rounding."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Where atoms were.
-
-    Attributes:
-        positions: [atoms, 3], float64.
-        cell: [3, 3], rows are the cell's vectors.
-        pbc: Along which of them it repeats.
-    """
-
-    positions: Any
-    cell: Any
-    pbc: tuple[bool, bool, bool]
-
-    def reach(self, now: Snapshot, within: float) -> float:
-        """Up to which distance every pair that there is now was within ``within`` before.
-
-        Not a number, or minus infinity, where nothing can be said.
-        """
-        if now.pbc != self.pbc or now.positions.shape != self.positions.shape:
-            return -np.inf
-        if np.array_equal(now.cell, self.cell):
-            moved, stretch = now.positions - self.positions, 1.0
-        elif all(self.pbc) and abs(np.linalg.det(self.cell)) > MARGIN:
-            change = np.linalg.solve(self.cell, now.cell)
-            moved = now.positions - self.positions @ change
-            stretch = float(np.linalg.svd(change, compute_uv=False)[-1])
-        else:
-            return -np.inf
-        furthest = np.sqrt(np.einsum("ij,ij->i", moved, moved).max())
-        return float(stretch * within - 2 * furthest - MARGIN)
 
 
 @dataclass(frozen=True)
@@ -78,23 +45,18 @@ class Pairs:
         start: Where atoms were when it was made.
         cutoff: Of the edges.
         number: How many pairs there are.
+        by: Who found them.
     """
 
     def __init__(
         self, start: Snapshot, cutoff: float, dtype: torch.dtype, device: torch.device
     ) -> None:
-        from mace.data.neighborhood import get_neighborhood
-
         self.start, self.cutoff = start, cutoff
-        edge_index, shifts, unit_shifts, _ = get_neighborhood(
-            start.positions, cutoff + SKIN, start.pbc, start.cell.copy()
-        )
-        self.number = edge_index.shape[1]
+        self._edge_index, self._units, shifts, self.by = search(start, cutoff + SKIN, device)
+        self.number = self._edge_index.shape[1]
         self._dtype = dtype
-        self._edge_index = torch.from_numpy(edge_index).to(device, torch.int64)
-        self._units = torch.from_numpy(unit_shifts).to(device, torch.float64)
         self._unit_shifts = self._units.to(dtype)
-        self._set_cell(start.cell, torch.from_numpy(shifts).to(device, torch.float64))
+        self._set_cell(start.cell, shifts)
 
     def _set_cell(self, cell: Any, shifts: torch.Tensor) -> None:
         self._cell = cell

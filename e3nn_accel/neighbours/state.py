@@ -15,7 +15,8 @@ from e3nn_accel.errors import FallbackWarning
 from e3nn_accel.neighbours import NEIGHBOURS
 from e3nn_accel.neighbours.agreement import difference
 from e3nn_accel.neighbours.frame import Frame, snapshot
-from e3nn_accel.neighbours.pairs import SKIN, Pairs, Snapshot
+from e3nn_accel.neighbours.pairs import SKIN, Pairs
+from e3nn_accel.neighbours.snapshot import Snapshot
 from e3nn_accel.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -133,4 +134,6 @@ class CalculatorState:
 
     def _note(self, pairs: Pairs) -> None:
         within = f"{pairs.cutoff:g} + {SKIN:g}"
-        self.runner.notes[NEIGHBOURS] = f"edges from a list of {pairs.number} pairs within {within}"
+        self.runner.notes[NEIGHBOURS] = (
+            f"edges from a list of {pairs.number} pairs within {within}, by {pairs.by}"
+        )
