@@ -25,12 +25,18 @@ def asked_anew(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name in [*sys.modules]:
-        if name.partition(".")[0] in ("cupy", "cupy_backends"):
-            monkeypatch.delitem(sys.modules, name)
+    for name in imported():
+        monkeypatch.delitem(sys.modules, name)
     cuda_availability.cache_clear()
     yield
     cuda_availability.cache_clear()
+    for name in imported():  # half a CuPy would be the next test's
+        del sys.modules[name]
+
+
+def imported() -> list[str]:
+    """CuPy's modules, whole or broken."""
+    return [name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupy_backends")]
 
 
 def reason() -> str:
