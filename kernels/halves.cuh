@@ -12,6 +12,7 @@
 #pragma once
 
 #include "real.cuh"
+#include "row_votes.cuh"
 
 struct alignas(16) Pairs {
     unsigned high[2], low[2];  // two numbers of half precision each
@@ -82,14 +83,12 @@ __device__ __forceinline__ void halve_row(const float (&x)[4], float up, unsigne
 // alone; each row for itself, so that what comes of it is the same whichever rows lie beside it.
 template <int STEPS>
 __device__ __forceinline__ void last_bits(const unsigned (&low)[STEPS][4], unsigned (&bits)[2]) {
-    const unsigned own = 15u << (threadIdx.x & 28);
+    unsigned any[2] = {};
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        unsigned any = 0;
+    for (int step = 0; step < STEPS; step++)
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) any |= low[step][half] | low[step][half + 2];
-        bits[half] = (__ballot_sync(0xffffffffu, any & 0x7fff7fffu) & own) != 0;
-    }
+        for (int n = 0; n < 4; n++) any[n % 2] |= low[step][n];
+    vote_by_row(any[0] & 0x7fff7fffu, any[1] & 0x7fff7fffu, bits);
 }
 
 // Adds the products of STEPS tiles. What is small comes first: while sums are small, little is lost when they are rounded.

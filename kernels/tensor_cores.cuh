@@ -21,6 +21,7 @@
 #pragma once
 
 #include "real.cuh"
+#include "row_votes.cuh"
 
 #ifndef E3NN_ACCEL_HOST  // where kernels are tested without a GPU, lanes hand one another their numbers
 
@@ -63,13 +64,6 @@ __device__ __forceinline__ void multiply_tiles(double (&sum)[4], const double (&
 #endif
 #endif
 
-// 1 for each of the lane's two rows of which one of four lanes says so.
-__device__ __forceinline__ void of_rows(unsigned first, unsigned second, unsigned (&said)[2]) {
-    const unsigned own = 15u << (threadIdx.x & 28);
-    said[0] = (__ballot_sync(0xffffffffu, first) & own) != 0;
-    said[1] = (__ballot_sync(0xffffffffu, second) & own) != 0;
-}
-
 // Numbers of the right tile come two by two, as a lane has them of a step, and are kept as they are multiplied.
 template <class T>
 struct TensorCores;
@@ -91,8 +85,8 @@ struct TensorCores<float> {
         unsigned high[STEPS][4], low[STEPS][4];
         // Whether there are low parts: a row's first eight columns stand for all of them.
         unsigned last_bit[2];
-        of_rows((__float_as_uint(a[0][0]) | __float_as_uint(a[0][2])) & 0x1fffu,
-                (__float_as_uint(a[0][1]) | __float_as_uint(a[0][3])) & 0x1fffu, last_bit);
+        vote_by_row((__float_as_uint(a[0][0]) | __float_as_uint(a[0][2])) & 0x1fffu,
+                    (__float_as_uint(a[0][1]) | __float_as_uint(a[0][3])) & 0x1fffu, last_bit);
 #pragma unroll
         for (int step = 0; step < STEPS; step++)
 #pragma unroll
