@@ -74,10 +74,14 @@ def unknown_calculator() -> str:
 
 
 def vesin_neighbor_list() -> Any:
-    """Vesin's class that finds pairs, or None where there is none, or another version."""
+    """The class that finds pairs.
+
+    Raises:
+        ImportError: There is none, or another version.
+    """
     version = version_of("vesin")
     if version is None or not within(version, VESIN):
-        return None
+        raise ImportError(f"vesin {VESIN} isn't installed" + (f" but {version}" if version else ""))
     from vesin import NeighborList
 
     return NeighborList

@@ -38,15 +38,17 @@ class Found(NamedTuple):
 
 def search(now: Snapshot, within: float, device: torch.device) -> Found:
     """Every pair that is less than ``within`` apart, and its images."""
-    if device.type == "cuda":
-        try:
-            found = by_vesin(now, within, device)
-        except Exception:  # more pairs than it has room for, say; MACE's search has no such bounds
-            log.info("vesin found no pairs", exc_info=True)
-            found = None
-        if found is not None:
-            return found
-    return by_mace(now, within, device)
+    if device.type != "cuda":
+        return by_mace(now, within, device)
+    try:
+        return by_vesin(now, within, device)
+    except (
+        Exception
+    ) as error:  # more pairs than it has room for, say; MACE's search has no such bounds
+        reason = f"{type(error).__name__}: {error}"
+        log.info("vesin finds no pairs: %s", reason)
+        found = by_mace(now, within, device)
+        return found._replace(by=f"{found.by}, not vesin on the device ({reason})")
 
 
 def by_mace(now: Snapshot, within: float, device: torch.device) -> Found:
@@ -63,16 +65,15 @@ def by_mace(now: Snapshot, within: float, device: torch.device) -> Found:
     )
 
 
-def by_vesin(now: Snapshot, within: float, device: torch.device) -> Found | None:
-    """On the device, sorted by sender, receiver and cell; None where no vesin is that is known.
+def by_vesin(now: Snapshot, within: float, device: torch.device) -> Found:
+    """On the device, sorted by sender, receiver and cell.
 
     Raises:
+        ImportError: There is no vesin, or one that isn't known.
+        OverflowError: There are too many atoms to sort pairs by a single number.
         RuntimeError: vesin's own.
     """
-    neighbor_list = vesin_neighbor_list()
-    if neighbor_list is None:
-        return None
-    finder: Any = neighbor_list(cutoff=within, full_list=True)
+    finder: Any = vesin_neighbor_list()(cutoff=within, full_list=True)
     points, cell = (torch.from_numpy(array).to(device) for array in (now.positions, now.cell))
     if device.type == "cuda":  # its kernels are on a stream of their own
         torch.cuda.synchronize(device)
@@ -80,21 +81,19 @@ def by_vesin(now: Snapshot, within: float, device: torch.device) -> Found | None
     # vesin's unsigned integers, for which torch has next to nothing
     edge_index, cells = pairs.view(torch.int64).T, cells.to(torch.int64)
     order = _order(edge_index, cells, len(points))
-    if order is None:
-        return None
     edge_index = edge_index.index_select(1, order)
     cells = cells.index_select(0, order).double()
     return Found(edge_index, cells, cells @ cell, "vesin")
 
 
-def _order(edge_index: torch.Tensor, cells: torch.Tensor, atoms: int) -> torch.Tensor | None:
-    """By sender, receiver and cell, a single number for each pair; None where that is too large."""
+def _order(edge_index: torch.Tensor, cells: torch.Tensor, atoms: int) -> torch.Tensor:
+    """By sender, receiver and cell, a single number for each pair."""
     if not len(cells):
         return torch.zeros(0, dtype=torch.int64, device=cells.device)
     least, most = (t.tolist() for t in torch.aminmax(cells, dim=0))
     spans = [b - a + 1 for a, b in zip(least, most, strict=True)]
     if atoms * atoms * spans[0] * spans[1] * spans[2] > LARGEST_KEY:
-        return None
+        raise OverflowError(f"{atoms} atoms over {spans} cells")
     key = edge_index[0] * atoms + edge_index[1]
     for n, (start, span) in enumerate(zip(least, spans, strict=True)):
         key = key * span + (cells[:, n] - start)
