@@ -69,7 +69,6 @@ def load_all(
 
 
 @functools.cache
-@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Of a CUDA device; 1 of what stands in for one."""
     if device.type != "cuda":
