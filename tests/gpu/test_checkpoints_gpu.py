@@ -47,12 +47,14 @@ def assert_on_kernels(rows: Iterable[Row]) -> None:
     assert not [row for row in found if row.backend != "cuda"]
 
 
-def check(
-    model: Any, atoms: Any, dtype: str, views: int | None = None, train: bool = False
-) -> None:
-    """As `e3nn-accel verify` compares; what has run, and what every module would run."""
+def check(model: Any, atoms: Any, dtype: str, train: bool = False) -> None:
+    """As `e3nn-accel verify` compares; what has run, and what every module would run.
+
+    In as many views as a structure's size asks for: on a GPU stock's own float32 stress of 160 atoms is off by 1e-6
+    in one run and by 1.7e-6 in the next, for its sums are atomic.
+    """
     with e3nn_accel.enabled():
-        parity = compare(model, atoms, [dtype], train=train, views=views, device="cuda")
+        parity = compare(model, atoms, [dtype], train=train, device="cuda")
         assert_on_kernels(e3nn_accel.report().rows)
     assert_equal_to_stock(parity)
     model = model.to("cuda", getattr(torch, dtype))
@@ -65,7 +67,7 @@ def check(
 @BOTH
 @pytest.mark.parametrize("name", CASES)
 def test_checkpoints(name: str, dtype: str) -> None:
-    check(checkpoint(name), structures(name), dtype, views=CASES[name][2])
+    check(checkpoint(name), structures(name), dtype)
 
 
 @BOTH
