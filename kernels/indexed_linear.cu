@@ -7,10 +7,11 @@
 // single non-zero is attrs[n,s], class SPECIES all others, rows without any among them. A block owns
 // ROWS / dim nodes of one class, all their components, and 64 columns of an output block; it sums over
 // all paths into it, and over one species, or in the last class over those that occur in the tile. So
-// the same sum is exact whatever attrs are, and fast where they are one-hot. How many tiles a class has
-// is known to the device alone: the grid is an upper bound, blocks find their class by a prefix sum over
-// `first` (a few reads of a warp), those left over return. Nothing waits for the device, and a launch can
-// be captured in a CUDA graph.
+// the same sum is exact whatever attrs are, and fast where they are one-hot. The grid has so many blocks for each number of
+// components, one number after the other, as tiles of that have something to do: those of one component are larger and fewer, and
+// a block that returns at once still takes its turn. How many tiles a class has is known to the device alone, so it is an upper
+// bound: blocks find their class by a prefix sum over `first` (a few reads of a warp), those left over return. Nothing waits for
+// the device, and a launch can be captured in a CUDA graph.
 //
 // A node's DEPTH channels with their components lie together in memory and come to shared memory as they are;
 // a row of the tile is a component, its numbers DIM apart (PITCH keeps banks apart). W comes from where e3nn
@@ -28,10 +29,10 @@
 // zeros. sum_shares.cu adds them up, first slice first: the order of a sum is that of the shapes, and nothing is
 // atomic. Bytes: b N out (2 slices + 1) more, in the second-level cache. A single slice is the result.
 //
-// plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}, and how many steps there are where SLICED;
-// DIMS, for each number of components that there is, as a constant; X_COPY, W_COPY and OUT_COPY, how many numbers lie together wherever a
-// copy begins; WHOLE_CHANNELS, WHOLE_COLUMNS: all of them fill tiles; LEFT_ROOM,
-// what the nodes of a tile take in shared memory.
+// plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}, and how many steps there are where SLICED, those of
+// fewer components first; DIMS, for each number of components that there is, that as a constant, its first item and how many it has;
+// X_COPY, W_COPY and OUT_COPY, how many numbers lie together wherever a copy begins; WHOLE_CHANNELS, WHOLE_COLUMNS: all of them fill
+// tiles; LEFT_ROOM, what the nodes of a tile take in shared memory.
 
 #include "plan.cuh"
 #include "matrix_tile.cuh"
@@ -60,7 +61,6 @@ constexpr int RESULTS = ROWS * (TILE + 4), MEMORY = STAGES * SLOT > RESULTS ? ST
 struct Tile {
     int kind, begin, count;      // class, first sorted row, rows; kind < 0: nothing to do
     int row[ROWS];               // of x and out
-    real scale[ROWS];            // the single non-zero
     unsigned occurs[MASKS];      // species in a tile of the last class
 };
 
@@ -135,17 +135,13 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
     auto over = [&](const Step& step) { return step.path == until.path && step.channel == until.channel; };
 #endif
 #if SORTED
-    if (number >= rows / nodes + min(rows, (long long)SPECIES + 1)) return;
     if (t < 32) find_tile(s, first, number, nodes, t);
     for (int n = t; n < MASKS; n += THREADS) s.occurs[n] = 0;
     __syncthreads();
     if (s.kind < 0) return;
     const int count = s.count;
     const bool mixed = s.kind == SPECIES;
-    for (int n = t; n < count; n += THREADS) {
-        s.row[n] = order[s.begin + n];
-        s.scale[n] = mixed ? (real)0 : attrs[(long long)s.row[n] * SPECIES + s.kind];
-    }
+    for (int n = t; n < count; n += THREADS) s.row[n] = order[s.begin + n];
     __syncthreads();
     if (mixed) {
         for (int n = t; n < count * SPECIES; n += THREADS) {
@@ -161,7 +157,7 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
     const int count = min((long long)nodes, rows - begin);
     constexpr bool mixed = false;
     if (t == 0) s.kind = 0;
-    for (int n = t; n < count; n += THREADS) s.row[n] = begin + n, s.scale[n] = 1;
+    for (int n = t; n < count; n += THREADS) s.row[n] = begin + n;
     __syncthreads();
 #endif
 
@@ -224,17 +220,6 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
         }
     };
 
-    // Where this thread's rows begin in the left tile, and what multiplies them. Rows without a node are not used.
-    int begins[DOWN][2], node_of[DOWN][2];
-    real own_scale[DOWN][2];
-#pragma unroll
-    for (int i = 0; i < DOWN; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int node = min(own_row(i, half) / dim, count - 1);
-            begins[i][half] = node * pitch + own_row(i, half) % dim + own_depth(0, 0) * dim;
-            node_of[i][half] = node, own_scale[i][half] = s.scale[node];
-        }
     auto advance = [&](Step& step) {
         step.channel += DEPTH;
 #if SLICED
@@ -269,6 +254,22 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
         }
         close_copies();
     }
+
+    // Where this thread's rows begin in the left tile, and what multiplies them, read while copies are on their way: the single
+    // non-zero. Rows without a node are not used.
+    int begins[DOWN][2], node_of[DOWN][2];
+    real own_scale[DOWN][2];
+#pragma unroll
+    for (int i = 0; i < DOWN; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int node = min(own_row(i, half) / dim, count - 1);
+            begins[i][half] = node * pitch + own_row(i, half) % dim + own_depth(0, 0) * dim;
+            node_of[i][half] = node, own_scale[i][half] = 1;
+#if SORTED
+            if (!mixed) own_scale[i][half] = attrs[(long long)s.row[node] * SPECIES + s.kind];
+#endif
+        }
     while (step.species < end) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
@@ -337,10 +338,13 @@ indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const
                const int* __restrict__ first, const real* __restrict__ weights, long long rows, real* __restrict__ out) {
     __shared__ __align__(16) real memory[MEMORY];
     __shared__ Tile s;
-    const Item item = ITEM[blockIdx.x % ITEMS];
-    switch (PATH[item.first].dim) {
-#define OF_DIM(DIM) \
-    case DIM: tile_of<DIM>(item, blockIdx.x / ITEMS, x, attrs, order, first, weights, rows, out, memory, s); break;
-        DIMS(OF_DIM)
+    long long block = blockIdx.x;
+#define OF_DIM(DIM, FIRST, HERE)                                                                                                    \
+    {                                                                                                                               \
+        const long long blocks = HERE * (rows / (ROWS / DIM) + min(rows, SORTED ? SPECIES + 1ll : 1ll));                              \
+        if (block < blocks)                                                                                                         \
+            return tile_of<DIM>(ITEM[FIRST + block % HERE], block / HERE, x, attrs, order, first, weights, rows, out, memory, s);   \
+        block -= blocks;                                                                                                            \
     }
+    DIMS(OF_DIM)
 }

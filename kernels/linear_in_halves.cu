@@ -101,7 +101,6 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
     const Item item = ITEM[number];
     const Path to = PATH[item.first];
     const long long begin = (long long)tile * nodes;
-    if (begin >= rows) return;
     const int count = min((long long)nodes, rows - begin);
 
     // What this thread copies of x, step by step along a path's channels: the same part of some nodes' channels, so that
@@ -258,10 +257,12 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 linear_in_halves(const real* __restrict__ x, const real* __restrict__ halves, long long rows, real* __restrict__ out) {
     extern __shared__ __align__(16) real memory[];
-    const int number = blockIdx.x % ITEMS;
-    switch (PATH[ITEM[number].first].dim) {
-#define OF_DIM(DIM) \
-    case DIM: tile_of<DIM>(number, blockIdx.x / ITEMS, x, halves, rows, out, memory); break;
-        DIMS(OF_DIM)
+    long long block = blockIdx.x;
+#define OF_DIM(DIM, FIRST, HERE)                                                                                     \
+    {                                                                                                                \
+        const long long blocks = HERE * ((rows + ROWS / DIM - 1) / (ROWS / DIM));                                    \
+        if (block < blocks) return tile_of<DIM>(FIRST + block % HERE, block / HERE, x, halves, rows, out, memory);   \
+        block -= blocks;                                                                                             \
     }
+    DIMS(OF_DIM)
 }

@@ -40,10 +40,10 @@ class _Rows(NamedTuple):
     Attributes:
         row: Numbers of a row of the result.
         whole: Whether all of them are written.
-        items: Blocks of a tile of nodes.
+        items: Blocks of a tile of nodes, for all components.
         nodes: Of a tile that is full, at least.
         unfilled: Tiles that aren't, at most: one of each class.
-        filled: For each block of a tile, nodes of one that is full.
+        by_dim: For each number of components of a channel, nodes of a tile that is full, and blocks of it.
         sliced: Whether the longest sum can be shared by blocks.
         steps: Of that sum.
     """
@@ -53,7 +53,7 @@ class _Rows(NamedTuple):
     items: int
     nodes: int
     unfilled: int
-    filled: tuple[int, ...]
+    by_dim: tuple[tuple[int, int], ...]
     sliced: bool
     steps: int
 
@@ -63,15 +63,16 @@ class _Rows(NamedTuple):
         bytes_each = 8 if real == "double" else 4
         pairs = side.layout(bytes_each, of_weights=False, few=few).rows
         row, items = side.out_row, side.row_items()
-        filled = tuple(pairs // side.by_output[first].dim for first, _, _ in items)
+        by_dim = tuple((pairs // dim, here) for dim, _, here in side.items_by_dim())
         return cls(
-            row, side.covered == row, len(items), pairs // side.widest, side.species + 1, filled,
+            row, side.covered == row, len(items), pairs // side.widest, side.species + 1, by_dim,
             side.is_sliced(few), max(map(side.steps, items)),
         )  # fmt: skip
 
     def blocks(self, rows: int) -> int:
-        """That have something to do, at most."""
-        return sum(rows // nodes + min(rows, self.unfilled) for nodes in self.filled)
+        """That have something to do, at most; as the kernel counts them."""
+        unfilled = min(rows, self.unfilled)
+        return sum((rows // nodes + unfilled) * here for nodes, here in self.by_dim)
 
 
 class IndexedLinearKernels:
@@ -162,16 +163,14 @@ class IndexedLinearKernels:
             kernels = self._loaded(kind, x.device)
             return self._halves[kind].rows(kernels, aligned(x), w)
         side = self._rows[kind, few]
-        slices = 1
+        blocks, slices = side.blocks(rows), 1
         if side.sliced and rows:
-            slices = slices_of(side.blocks(rows), side.steps, multiprocessors(x.device))
+            slices = slices_of(blocks, side.steps, multiprocessors(x.device))
         shape = (rows, side.row) if slices == 1 else (slices, rows, side.row)
         out = (x.new_empty if side.whole else x.new_zeros)(shape)
-        tiles = rows // side.nodes + min(rows, side.unfilled)
-        grid = (tiles * side.items, slices, 1)
         x, w = aligned(x), aligned(w)
         (kernel,) = self._loaded(kind, x.device, few)
-        kernel(grid, BLOCK, x, *sorted_rows, w, rows, out)
+        kernel((blocks, slices, 1), BLOCK, x, *sorted_rows, w, rows, out)
         return out if slices == 1 else self._slices[kind].sum(out)
 
     def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:

@@ -15,7 +15,7 @@ from e3nn_accel.backends.cuda.indexed_linear_layout import (
     Layout,
     pitch,
 )
-from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, offset_of
+from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each, offset_of
 from e3nn_accel.config import Precision
 from e3nn_accel.descriptor import (
     LinearDescriptor,
@@ -152,14 +152,22 @@ class MatrixPaths:
         return max(path.dim for path in self.paths)
 
     def row_items(self, tile: int = TILE) -> list[tuple[int, int, int]]:
-        """(first path, end, first column) of each block of a grid's column, so many columns of an output block."""
+        """(first path, end, first column) of each block of a tile, so many columns of an output block.
+
+        Those of fewer components come first.
+        """
         paths, items = self.by_output, []
         for n, path in enumerate(paths):
             if n and paths[n - 1].out == path.out:
                 continue
             end = n + sum(other.out == path.out for other in paths)
             items += [(n, end, column) for column in range(0, path.columns, tile)]
-        return items
+        return sorted(items, key=lambda item: paths[item[0]].dim)
+
+    def items_by_dim(self, tile: int = TILE) -> list[tuple[int, int, int]]:
+        """(components, its first item, how many it has) for each number of components of a channel."""
+        dims = [self.by_output[first].dim for first, _, _ in self.row_items(tile)]
+        return [(dim, dims.index(dim), dims.count(dim)) for dim in sorted(set(dims))]
 
     def steps(self, item: tuple[int, int, int]) -> int:
         """Of the sum that a block of `row_items` walks along."""
@@ -226,6 +234,7 @@ class MatrixPaths:
         pitches = {dim: pitch(dim, bytes_each, of_weights) for dim in dims}
         layout = self.layout(bytes_each, of_weights, few)
         nodes = DEPTH if of_weights else layout.rows
+        by_dim = [(dim,) for dim in dims] if of_weights else self.items_by_dim()
         room = max(nodes // dim * n for dim, n in pitches.items())
         lines = [
             f"#define REAL {real}",
@@ -237,7 +246,7 @@ class MatrixPaths:
                     "SPECIES": max(1, self.species),
                     "SORTED": int(self.species > 0),
                     "WEIGHTS": self.weights,
-                    "ITEMS": len(items),
+                    **({"ITEMS": len(items)} if of_weights else {}),
                     "ROWS": layout.rows,
                     "BLOCKS": layout.blocks,
                     **({"SLICED": 1} if self.is_sliced(few) else {}),
@@ -252,7 +261,7 @@ class MatrixPaths:
             array("Path", "PATH", list(self.by_output)),
             "template <int DIM> constexpr int PITCH = 0;",
             *(f"template <> constexpr int PITCH<{dim}> = {n};" for dim, n in pitches.items()),
-            f"#define DIMS(OF) {' '.join(f'OF({dim})' for dim in dims)}",
+            for_each("DIMS", by_dim),
             array("Item", "ITEM", items),
         ]
         return "\n".join(lines) + "\n"

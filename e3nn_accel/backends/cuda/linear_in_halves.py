@@ -12,7 +12,7 @@ import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_layout import pitch
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
-from e3nn_accel.backends.cuda.tensor_product_plan import array, defines
+from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.launch import Kernel
 
@@ -58,6 +58,8 @@ class LinearInHalves:
     def __init__(self, side: MatrixPaths) -> None:
         self.side, self.cut = side, cut_of(side)
         self._items = self._chunked_items()
+        self._by_dim = side.items_by_dim(self.cut.columns)
+        self._blocks = [(self.cut.rows // dim, here) for dim, _, here in self._by_dim]
 
     @staticmethod
     def takes(side: MatrixPaths) -> bool:
@@ -112,7 +114,6 @@ class LinearInHalves:
                 {
                     "IN_ROW": side.in_row,
                     "OUT_ROW": side.out_row,
-                    "ITEMS": len(self._items),
                     "CHUNKS": self._chunks,
                     "ROWS": self.cut.rows,
                     "COLUMNS": self.cut.columns,
@@ -131,7 +132,7 @@ class LinearInHalves:
             array("Item", "ITEM", self._items),
             "template <int DIM> constexpr int PITCH = 0;",
             *(f"template <> constexpr int PITCH<{dim}> = {n};" for dim, n in self._pitches.items()),
-            f"#define DIMS(OF) {' '.join(f'OF({dim})' for dim in self._pitches)}",
+            for_each("DIMS", self._by_dim),
         ]
         return "\n".join(lines) + "\n"
 
@@ -143,6 +144,6 @@ class LinearInHalves:
         halve_weights((items * columns // COLUMNS_OF_A_CUTTER, 1, 1), CUTTERS, w, halves)
         whole = self.side.covered == self.side.out_row
         out = (x.new_empty if whole else x.new_zeros)((rows, self.side.out_row))
-        tiles = -(-rows // (self.cut.rows // self.side.widest))
-        product((tiles * items, 1, 1), BLOCK, x, halves, rows, out, shared=self._shared)
+        blocks = sum(-(-rows // nodes) * here for nodes, here in self._blocks)
+        product((blocks, 1, 1), BLOCK, x, halves, rows, out, shared=self._shared)
         return out

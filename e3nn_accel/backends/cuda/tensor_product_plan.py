@@ -10,7 +10,7 @@ Pairs that weights shared by all rows mix are an output themselves, laid out for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import NamedTuple, Protocol
 
@@ -177,6 +177,12 @@ def rows_of(d: TensorProductDescriptor) -> dict[str, int]:
 def defines(sizes: dict[str, int]) -> list[str]:
     """Preprocessor constants."""
     return [f"#define {name} {value}" for name, value in sizes.items()]
+
+
+def for_each(name: str, values: Iterable[tuple[int, ...]]) -> str:
+    """A macro that applies another one to each of these."""
+    applied = " ".join(f"OF({', '.join(map(str, value))})" for value in values)
+    return f"#define {name}(OF) {applied}"
 
 
 def array(kind: str, name: str, values: list, inner: str = "") -> str:  # type: ignore[type-arg]
