@@ -292,6 +292,10 @@ def _inference_tensor(model: Any, batch: Any) -> Any:
     return model(fresh(batch) | {"cell": cell})
 
 
+def _nothing(model: Any, batch: Any) -> Any:
+    return model(fresh(batch) | {"unit_shifts": None})
+
+
 STATES = {
     "gradients are off, without which MACE has no forces": (_no_grad, RuntimeError),
     "anomaly detection looks at every value": (_anomaly, None),
@@ -299,17 +303,22 @@ STATES = {
     "cell requires a gradient": (_cell, None),
     "the caller gives a displacement of its own": (_displacement, None),
     "batch is a Marked, not a plain tensor": (_subclass, None),
+    "unit_shifts is a NoneType, not a plain tensor": (_nothing, None),
     "the batch lacks inputs": (_lacks, KeyError),
     "cell was made in inference mode": (_inference_tensor, None),
 }
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["first call", "after a replay"])
 @pytest.mark.parametrize(("why", "what"), STATES.items(), ids=STATES)
-def test_states(model: Any, batch: dict[str, Any], why: str, what: Any) -> None:
-    """Eager, with stock MACE's own error where it has one."""
+def test_states(model: Any, batch: dict[str, Any], why: str, what: Any, later: bool) -> None:
+    """Eager, with stock MACE's own error where it has one; a batch like it that was replayed changes nothing."""
     run, error = what
     expected = None if error else run(model, batch)
     with replaying(graph="1"):
+        if later:
+            model(fresh(batch))
+            model(fresh(batch))
         if error:
             with pytest.raises(error):
                 run(model, batch)
@@ -317,7 +326,8 @@ def test_states(model: Any, batch: dict[str, Any], why: str, what: Any) -> None:
             found = run(model, batch)
             ours, theirs = (x["forces"].as_subclass(torch.Tensor) for x in (found, expected))
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-        assert rows() == {("eager", why): 1}
+        replayed = {("graph", "captured"): 1, ("graph", ""): 1} if later else {}
+        assert rows() == {**replayed, ("eager", why): 1}
 
 
 def test_configurations_that_leave_models_alone(model: Any, batch: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ reads them, padded to a size that later calls fit in, too.
     model_state.py  the calls of one: replayed, captured, or run eagerly with the reason
     eager.py        a call that isn't replayed
     eligibility.py  which calls may be captured, and why not
+    batches.py      what there is to copy of a batch, known at a glance if one like it came before
     padding.py      sizes, and the dummy graph that fills them up
     buffers.py      the inputs of a captured graph
     outputs.py      its results, without the padding

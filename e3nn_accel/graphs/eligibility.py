@@ -12,17 +12,13 @@ import torch
 
 from e3nn_accel import compat
 from e3nn_accel.config import Config
-from e3nn_accel.graphs.padding import GRAPHS, Axis, Size
+from e3nn_accel.graphs.padding import Axis, Size
 from e3nn_accel.guard import program_transform
 
 COMPUTED = frozenset(
     {"training", "compute_force", "compute_virials", "compute_stress", "compute_displacement"}
 )
 """Flags of MACE's forward with which a call can be captured."""
-DIFFERENTIABLE = frozenset({"positions", "shifts", "node_attrs"})
-"""Inputs that may require a gradient: MACE itself marks some of them."""
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-NEEDED = frozenset({"positions", "node_attrs", "edge_index", "cell", "batch", "ptr"})
 
 
 class RunsEagerly(Exception):
@@ -91,15 +87,27 @@ def flags_of(
     Raises:
         RunsEagerly: A call with these can't be captured.
     """
-    flags = dict(_flag_defaults(forward))
+    if len(args) == 1 and all(type(value) is bool for value in kwargs.values()):
+        return _flags_on(forward, tuple(kwargs.items()))
+    flags = _flag_defaults(forward)
     given = dict(zip(("data", *flags), args, strict=False))
     if len(args) > len(flags) + 1 or not given.keys().isdisjoint(kwargs):
         raise RunsEagerly("arguments that forward doesn't take")
     given |= kwargs
     given.pop("data", None)
-    if not given.keys() <= flags.keys():
+    return _on(flags, given)
+
+
+@functools.lru_cache(maxsize=256)
+def _flags_on(forward: Callable[..., Any], given: tuple[tuple[str, bool], ...]) -> tuple[str, ...]:
+    """Of a call that gives no others, as nearly all do."""
+    return _on(_flag_defaults(forward), dict(given))
+
+
+def _on(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
+    if not given.keys() <= defaults.keys():
         raise RunsEagerly("arguments that forward doesn't take")
-    flags |= given
+    flags = {**defaults, **given}
     if not flags.get("compute_force") and not flags.get("training"):
         raise RunsEagerly("compute_force=False: the energy may be differentiated")
     on = tuple(name for name, value in flags.items() if value)
@@ -135,58 +143,3 @@ def several_processes() -> bool:
     """Whether this one is of a group that trains together: captures beside NCCL haven't been shown to work."""
     group = torch.distributed
     return group.is_available() and group.is_initialized() and group.get_world_size() > 1
-
-
-def read(
-    data: Any, flags: tuple[str, ...], axes: Mapping[str, Axis], device: torch.device
-) -> Request:
-    """What there is to copy.
-
-    Raises:
-        RunsEagerly: Something can't be.
-    """
-    if type(data) is not dict:
-        raise RunsEagerly(f"the batch is a {type(data).__name__}, not a dict")
-    if "displacement" in data:
-        raise RunsEagerly("the caller gives a displacement of its own")
-    inputs = {name: data[name] for name in axes if name in data}
-    for name, tensor in inputs.items():
-        _check_input(name, tensor, device)
-    if not inputs.keys() >= NEEDED:
-        raise RunsEagerly("the batch lacks inputs")
-    if inputs["cell"].dim() == 3:
-        axes = {**axes, "cell": GRAPHS}
-    size = Size(
-        inputs["positions"].shape[0],
-        inputs["edge_index"].shape[-1],
-        inputs["ptr"].shape[0] - 1,
-    )
-    if size.nodes == 0 or size.graphs < 1:
-        raise RunsEagerly("the batch is empty")
-    numbers = {"nodes": size.nodes, "edges": size.edges, "graphs": size.graphs}
-    signature = []
-    for name, tensor in inputs.items():
-        axis, shape = axes[name], tensor.shape
-        dim = axis.dim
-        if len(shape) <= dim or shape[dim] != numbers[axis.of] * axis.each + axis.extra:
-            raise RunsEagerly(f"{name} has shape {tuple(shape)} in a batch of {size}")
-        signature.append((name, tensor.dtype, shape[:dim] + shape[dim + 1 :]))
-    return Request(data, flags, size, tuple(signature), inputs, axes)
-
-
-def _check_input(name: str, tensor: Any, device: torch.device) -> None:
-    reason = ""
-    if type(tensor) not in _PLAIN:
-        reason = f"is a {type(tensor).__name__}, not a plain tensor"
-    elif tensor.device != device:
-        reason = f"is on {tensor.device}, the positions on {device}"
-    elif tensor.layout != torch.strided:
-        reason = f"has layout {tensor.layout}"
-    elif tensor.dim() == 0:
-        reason = "is a single number"
-    elif tensor.is_inference():
-        reason = "was made in inference mode"
-    elif tensor.requires_grad and name not in DIFFERENTIABLE:
-        reason = "requires a gradient"
-    if reason:
-        raise RunsEagerly(f"{name} {reason}")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
 from e3nn_accel import compat, generation
 from e3nn_accel.graphs import MODEL_CALL, eligibility, outputs, padding
+from e3nn_accel.graphs.batches import BatchReader
 from e3nn_accel.graphs.capture import Lane
 from e3nn_accel.graphs.check import check
 from e3nn_accel.graphs.eager import eager_call
 from e3nn_accel.graphs.eligibility import Request, RunsEagerly
 from e3nn_accel.graphs.fingerprint import Fingerprint, is_replica
-from e3nn_accel.graphs.padding import Axis, Capacity, Size
+from e3nn_accel.graphs.padding import Capacity, Size
 from e3nn_accel.graphs.recompute import Forward, attach
 from e3nn_accel.graphs.record import record
 from e3nn_accel.graphs.store import MOST, Captured, Store
@@ -50,7 +51,7 @@ class ModelState:
         self._too_large: tuple[Size, str] | None = None
         self._captures = self._replays = self._unpaid = 0
         self._fingerprint: Fingerprint | None = None
-        self._axes: Mapping[str, Axis] = padding.AXES
+        self._batches = BatchReader(padding.AXES)
         self._lane: Lane
 
     def call(
@@ -119,7 +120,7 @@ class ModelState:
         flags = eligibility.flags_of(self.runner.stock_forward, args, kwargs)
         eligibility.check_process(device)
         self._check_model(module, device, "training" in flags)
-        return eligibility.read(eligibility.data_of(args, kwargs), flags, self._axes, device)
+        return self._batches.read(eligibility.data_of(args, kwargs), flags, device)
 
     def _check_model(self, module: torch.nn.Module, device: torch.device, training: bool) -> None:
         """Captured graphs of a model that has changed, or moved, are let go."""
@@ -132,7 +133,7 @@ class ModelState:
             known = self._fingerprint = Fingerprint(module)
             hooked = known.hooked()
             self._refused.clear()
-            self._axes = {**padding.AXES, **padding.feature_axes(module)}
+            self._batches = BatchReader({**padding.AXES, **padding.feature_axes(module)})
         if hooked:
             raise RunsEagerly("modules of the model have hooks, which a replay wouldn't run")
         if training and known.frozen():
