@@ -5,7 +5,7 @@
 Values, first and second derivatives by all operands, and by the first alone, which takes other kernels. Nothing is
 compared: the tests do that, in so many of torch's kernels that a sanitizer takes minutes for each.
 Prints how often each kernel was launched. With --every-thread-arrives the staged convolution says more to racecheck,
-see kernels/convolution_staged.cu.
+see kernels/convolution_staged.cuh.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def _moves_whole_rows(d: TensorProductDescriptor, groups: list[Group], real_byte
 def _staged_bytes(
     d: TensorProductDescriptor, group: Group, kind: Kind, real_bytes: int, edges: int, slots: int
 ) -> int:
-    """Shared memory of a block, as ``struct Stage`` of convolution_staged.cu lays it out, or a little more."""
+    """Shared memory of a block, as ``struct Stage`` of convolution_staged.cuh lays it out, or a little more."""
     rows = (dim_of(d.irreps_in1) + d.weight_numel) * (2 if kind == "double" else 1)
     slot = -(-rows * real_bytes // 128) * 128
     each = _bytes_an_edge(group, kind, real_bytes, _threads(group)[0] // 32) + 16
