@@ -60,6 +60,7 @@ class LinearInHalves:
         self._items = self._chunked_items()
         self._by_dim = side.items_by_dim(self.cut.columns)
         self._blocks = [(self.cut.rows // dim, here) for dim, _, here in self._by_dim]
+        self._whole = side.covered == side.out_row
 
     @staticmethod
     def takes(side: MatrixPaths) -> bool:
@@ -142,8 +143,9 @@ class LinearInHalves:
         rows, columns, items = x.shape[0], self.cut.columns, len(self._items)
         halves = w.new_empty(self._chunks * CHUNK * columns + items * columns)
         halve_weights((items * columns // COLUMNS_OF_A_CUTTER, 1, 1), CUTTERS, w, halves)
-        whole = self.side.covered == self.side.out_row
-        out = (x.new_empty if whole else x.new_zeros)((rows, self.side.out_row))
-        blocks = sum(-(-rows // nodes) * here for nodes, here in self._blocks)
+        out = (x.new_empty if self._whole else x.new_zeros)((rows, self.side.out_row))
+        blocks = 0
+        for nodes, here in self._blocks:
+            blocks += -(-rows // nodes) * here
         product((blocks, 1, 1), BLOCK, x, halves, rows, out, shared=self._shared)
         return out
