@@ -99,6 +99,13 @@ def test_info_tells_variables_with_their_source(json_of, monkeypatch):
     assert document["backends"]["torch"] == "available"
 
 
+def test_the_build_of_torch(json_of, monkeypatch):
+    """Of PyPI's wheels metadata have the version alone, the module has the CUDA that it was built for, too."""
+    monkeypatch.setattr(torch, "__version__", "2.4.1+cu121")
+    _, document = json_of("info")
+    assert document["machine"]["versions"]["torch"] == "2.4.1+cu121"
+
+
 def test_info_for_people(command):
     code, out, _ = command("info")
     assert code == 0

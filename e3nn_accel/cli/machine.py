@@ -54,7 +54,9 @@ def this_machine(device: str | None = None) -> Machine:
 
     names = ("e3nn_accel", "torch", "e3nn", "mace-torch", "numpy", "pluggy", "rich", "matplotlib")
     cupy = [name for name in ("cupy", "cupy-cuda12x", "cupy-cuda13x") if version_of(name)]
-    versions = {name: version_of(name) for name in (*names, *cupy)} | {"e3nn_accel": __version__}
+    versions = {name: version_of(name) for name in (*names, *cupy)}
+    # torch says which build it is, "+cu121", which the name it is installed by may leave out
+    versions |= {"e3nn_accel": __version__, "torch": str(torch.__version__)}
     return Machine(
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0))
