@@ -69,8 +69,11 @@ class Suite:
         program = [RECORDER] if mirrored is None else [RECORDER, "--mirrored", str(mirrored)]
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "outcomes.json"
+            (empty := Path(folder) / "pytest.ini").write_text("[pytest]\n")
+            # of its own, or none: not that of a project it lies in, by whose folder tests would be named, too
+            settings = ["--rootdir", self.root, "-c", settings_of(self.root) or empty]
             done = subprocess.run(
-                [self.python.executable, *program, out, "-q", "-p", "no:cacheprovider",
+                [self.python.executable, *program, out, "-q", "-p", "no:cacheprovider", *settings,
                  "--continue-on-collection-errors", *flags, *self.arguments, *tests],
                 cwd=self.root,
                 env=fresh_python.environment(),
@@ -96,7 +99,10 @@ def refusals(tests: Sequence[str], ours: Run) -> dict[str, list[str]]:
 
 
 def unsteady(suite: Suite, tests: Sequence[str], first: Run, flag: str) -> set[str]:
-    """Those that stock doesn't always end in the same way, or that we don't always end in another."""
+    """Those that stock doesn't always end in the same way, or that we don't always end in another.
+
+    What isn't run when it is asked for by name says nothing.
+    """
     excused: set[str] = set()
     # a test that only one run has can't be run again by name, and is no matter of chance
     names = [test for test in tests if test in first.outcomes and "::" in test]
@@ -105,8 +111,12 @@ def unsteady(suite: Suite, tests: Sequence[str], first: Run, flag: str) -> set[s
         excused |= {
             test
             for test in names
-            if stock.outcome(test) != first.outcome(test)
-            or stock.outcome(test) == ours.outcome(test)
+            if test in stock.outcomes
+            and test in ours.outcomes
+            and (
+                stock.outcome(test) != first.outcome(test)
+                or stock.outcome(test) == ours.outcome(test)
+            )
         }
     return excused
 
@@ -129,6 +139,18 @@ def root_of(tests: Sequence[Path]) -> Path:
         if folder.name == "tests":
             return folder.parent
     return tests[0].parent
+
+
+def settings_of(root: Path) -> Path | None:
+    """The file with the suite's own settings of pytest, in the order that pytest looks for it."""
+    sections = {
+        "pytest.ini": "", ".pytest.ini": "", "pyproject.toml": "[tool.pytest", "tox.ini": "[pytest]",
+        "setup.cfg": "[tool:pytest]",
+    }  # fmt: skip
+    for name, section in sections.items():
+        if (root / name).is_file() and section in (root / name).read_text():
+            return root / name
+    return None
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import fresh_python
@@ -11,7 +12,7 @@ import pytest
 import torch
 from e3nn import o3
 from mirrored_rounding import call_of_last_bits, mirrored_call
-from other_suites import Run, differences, refusals, root_of
+from other_suites import Run, Suite, differences, refusals, root_of, settings_of, unsteady
 from suite_outcomes import SEVERITY
 
 pytestmark = pytest.mark.once
@@ -102,6 +103,29 @@ def test_root(tmp_path: Path) -> None:
     assert root_of([tmp_path / "tests"]) == tmp_path
 
 
+def test_settings(tmp_path: Path) -> None:
+    """The suite's own, in the order of pytest; no file without a section for it."""
+    (tmp_path / "setup.cfg").write_text("[metadata]\n")
+    assert settings_of(tmp_path) is None
+    for name, text in (
+        ("setup.cfg", "[tool:pytest]"),
+        ("pyproject.toml", "[tool.pytest.ini_options]"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert settings_of(tmp_path) == tmp_path / name
+
+
+def test_what_cannot_be_run_again_is_not_excused() -> None:
+    """By name, from where the suite is run."""
+
+    class Gone(Suite):
+        def run(self, tests: Sequence[str], *flags: str, mirrored: int | None = None) -> Run:
+            return Run({}, {})
+
+    suite = Gone(None, Path(), ())  # type: ignore[arg-type]
+    assert not unsteady(suite, ["a::b"], Run({"a::b": "passed"}, {}), "--e3nn-accel")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "flags", "code", "said"),
@@ -119,12 +143,14 @@ def test_root(tmp_path: Path) -> None:
     ids=["same", "different", "strict", "rounding"],
 )
 def test_whole(tmp_path: Path, body: str, flags: tuple[str, ...], code: int, said: str) -> None:
-    """A suite of a few tests, as from a shell."""
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_it.py").write_text(body)
+    """A suite of a few tests, as from a shell, within a project whose settings aren't the suite's."""
+    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = "--unknown"\n')
+    tests = tmp_path / "suite" / "tests"
+    tests.mkdir(parents=True)
+    (tests / "test_it.py").write_text(body)
     program = Path(__file__).with_name("other_suites.py")
     done = subprocess.run(
-        [sys.executable, program, *flags, tmp_path / "tests"],
+        [sys.executable, program, *flags, tests],
         env={**fresh_python.environment(), "PYTHONPATH": str(fresh_python.SOURCE)},
         capture_output=True,
         text=True,
