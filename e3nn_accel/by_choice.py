@@ -1,7 +1,10 @@
-"""Calls that stock e3nn has by choice: of targets that one backend alone is faster for, where it can't be used.
+"""Calls that stock e3nn has by choice.
 
-They are no fallbacks: nothing is planned, strict mode doesn't complain, and no report counts them. `explain`
-says in a line which modules they are.
+Of targets that one backend alone is faster for, where it can't be used; and, on a CPU, of tensor products so small
+that no plan is faster.
+
+They are no fallbacks: strict mode doesn't complain, and no report counts them. `explain` says in a line which modules
+they are, and of products from how many rows on they aren't.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import torch
 if TYPE_CHECKING:
     from e3nn_accel.config import Config
     from e3nn_accel.hookspecs import Target
+    from e3nn_accel.plan import Plan
     from e3nn_accel.registry import Registry
 
 
@@ -30,6 +34,19 @@ def reason_for_stock(
     if getattr(backend, "device_type", device.type) != device.type:
         return f"as fast on the {device.type.upper()} as any plan"
     return registry.available(backend).reason
+
+
+def has_too_few_rows(plan: Plan, config: Config, x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether stock e3nn has this call of a tensor product, of x [.., in1] and y [.., in2], as it is as fast."""
+    if config.backend != "auto":
+        return False
+    rows = x.shape[:-1]
+    if y.shape[:-1] != rows:
+        try:
+            rows = torch.broadcast_shapes(rows, y.shape[:-1])
+        except RuntimeError:  # stock e3nn meets them with its own error
+            return True
+    return rows.numel() < plan.fewest_rows
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:

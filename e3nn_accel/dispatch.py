@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, finalize
 import torch
 
 from e3nn_accel import compat, selfcheck
-from e3nn_accel.by_choice import first_tensor, reason_for_stock
+from e3nn_accel.by_choice import first_tensor, has_too_few_rows, reason_for_stock
 from e3nn_accel.config import Config
 from e3nn_accel.errors import AccelError
 from e3nn_accel.graphs.calls import ModelCalls
@@ -141,6 +141,9 @@ class Dispatcher:
             if runner.config.strict or runner.config.backend != "auto":
                 raise AccelError(f"{_name(module, runner)} can't be accelerated", [outcome.reason])
             return self.stock(module, runner, outcome.reason, args, kwargs, operation)
+        plan = outcome.plan
+        if plan.fewest_rows and has_too_few_rows(plan, runner.config, x, operands[1]):
+            return stock_call(module, args, kwargs)
         return self.run(module, runner, outcome, target, call, args, kwargs)
 
     def run(

@@ -19,6 +19,7 @@ from host_kernels import HostCompiler, compiler
 from hypothesis import HealthCheck, Phase, settings
 
 import e3nn_accel
+from e3nn_accel.backends.torch import tensor_product
 from e3nn_accel.plan import Availability
 
 torch.set_num_threads(1)
@@ -41,6 +42,16 @@ def stock_before_and_after() -> Iterator[None]:
     yield
     e3nn_accel.disable()
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def small_products_are_ours(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests are of plans, and most have few rows, which on a CPU stock e3nn has by choice."""
+    if request.node.get_closest_marker("few_rows") is None:
+        monkeypatch.setattr(tensor_product, "FEWEST_ROWS", 0)
+        monkeypatch.setattr(tensor_product, "LEAST_WORK", 0)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterable
 
 import pytest
@@ -161,3 +162,74 @@ def test_one_model_alone(plugin: Plugin) -> None:
     found = model(x)
     assert not e3nn_accel.report().rows
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), found)
+
+
+PRODUCT = ("4x0e+4x1o", "1x0e+1x1o", "4x0e+4x1o")
+
+
+def few_and_enough() -> tuple[torch.nn.Module, int]:
+    """A small product, and from how many rows on it is ours."""
+    torch.manual_seed(0)
+    product = o3.FullyConnectedTensorProduct(*PRODUCT)
+    found = e3nn_accel.explain(product).rows[0].detail
+    return product, int(re.search(r"fewer than (\d+) rows", found)[1])  # type: ignore[index]
+
+
+def operands(product: torch.nn.Module, *rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fresh ones."""
+    return product.irreps_in1.randn(*rows, -1), product.irreps_in2.randn(*rows, -1)
+
+
+@pytest.mark.few_rows
+@pytest.mark.parametrize("strict", [False, True])
+def test_products_of_few_rows(strict: bool) -> None:
+    """Stock e3nn's to the bit, uncounted and no fallback; from so many rows on ours."""
+    product, enough = few_and_enough()
+    assert 4 < enough < 10_000
+    for rows, counted in ((1, 0), (enough - 1, 0), (enough, 1)):
+        x, y = operands(product, rows)
+        expected = product(x, y)
+        with e3nn_accel.enabled(strict=strict):
+            found = product(x, y)
+            report = e3nn_accel.report()
+        assert sum(row.calls for row in report.rows) == counted
+        assert not report.fallbacks
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert counted or torch.equal(found, expected)
+
+
+@pytest.mark.few_rows
+def test_rows_are_those_of_the_result() -> None:
+    """Inputs may broadcast; shapes that don't fit raise as stock e3nn does."""
+    product, enough = few_and_enough()
+    x, y = product.irreps_in1.randn(enough, 1, -1), product.irreps_in2.randn(1, 2, -1)
+    wrong = operands(product, 2)[0], operands(product, 3)[1]
+    with pytest.raises(Exception) as stock:
+        product(*wrong)
+    with e3nn_accel.enabled():
+        product(x, y)
+        assert [row.calls for row in e3nn_accel.report().rows] == [1]
+        with pytest.raises(type(stock.value)):
+            product(*wrong)
+
+
+@pytest.mark.few_rows
+def test_a_backend_asked_for_by_name_has_them() -> None:
+    """And so has a model's skip connection, of any number of rows."""
+    product, _ = few_and_enough()
+    with e3nn_accel.enabled(backend="torch"):
+        product(*operands(product, 1))
+        assert [row.backend for row in e3nn_accel.report().rows] == ["torch"]
+    skip = o3.FullyConnectedTensorProduct("4x0e+4x1o", "3x0e", "4x0e+4x1o")
+    attrs = torch.eye(3)[:1]
+    with e3nn_accel.enabled():
+        skip(operands(skip, 1)[0], attrs)
+        assert [row.backend for row in e3nn_accel.report().rows] == ["torch"]
+
+
+def test_elsewhere_tests_are_of_plans() -> None:
+    """What conftest.py sees to: a test of a plan with few rows would compare stock e3nn with itself."""
+    product = o3.FullyConnectedTensorProduct(*PRODUCT)
+    with e3nn_accel.enabled():
+        product(*operands(product, 1))
+        assert [row.backend for row in e3nn_accel.report().rows] == ["torch"]

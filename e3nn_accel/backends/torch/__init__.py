@@ -65,6 +65,7 @@ class TorchBackend:
 
     def _plan(self, descriptor: Descriptor, context: PlanContext) -> Plan | Refusal:
         run: Callable[..., torch.Tensor]
+        fewest = 0
         if isinstance(descriptor, LinearDescriptor):
             strategy, run = linear.plan(descriptor, context)
         elif isinstance(descriptor, ContractionDescriptor):
@@ -81,4 +82,7 @@ class TorchBackend:
         else:
             assert isinstance(descriptor, TensorProductDescriptor)
             strategy, run = tensor_product.plan(descriptor, context)
-        return Plan(self.name, descriptor, strategy, run)
+            fewest = tensor_product.fewest_rows(descriptor, context)
+            if fewest:
+                strategy += f"; fewer than {fewest} rows are as fast by stock e3nn, by choice"
+        return Plan(self.name, descriptor, strategy, run, fewest_rows=fewest)
