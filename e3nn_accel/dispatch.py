@@ -142,7 +142,7 @@ class Dispatcher:
                 raise AccelError(f"{_name(module, runner)} can't be accelerated", [outcome.reason])
             return self.stock(module, runner, outcome.reason, args, kwargs, operation)
         plan = outcome.plan
-        if plan.fewest_rows and has_too_few_rows(plan, runner.config, x, operands[1]):
+        if plan.fewest_rows and has_too_few_rows(plan, x, operands[1]):
             return stock_call(module, args, kwargs)
         return self.run(module, runner, outcome, target, call, args, kwargs)
 

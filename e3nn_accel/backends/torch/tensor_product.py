@@ -86,8 +86,8 @@ class Constants:
 
 
 def fewest_rows(d: TensorProductDescriptor, context: PlanContext) -> int:
-    """From how many rows on a plan is worth it; 0: always."""
-    if context.device.type != "cpu":
+    """From how many rows on a plan is worth it; 0: always, or asked for by name."""
+    if context.device.type != "cpu" or context.config.backend != "auto":
         return 0
     return max(FEWEST_ROWS, -(-LEAST_WORK // max(multiplications(d), 1)))
 
@@ -98,11 +98,8 @@ def multiplications(d: TensorProductDescriptor) -> int:
 
 
 def _of_path(d: TensorProductDescriptor, path: ProductPath) -> int:
-    first, second, out = (
-        d.irreps_in1[path.i_in1],
-        d.irreps_in2[path.i_in2],
-        d.irreps_out[path.i_out],
-    )
+    first, second = d.irreps_in1[path.i_in1], d.irreps_in2[path.i_in2]
+    out = d.irreps_out[path.i_out]
     pairs = first.mul if path.mode in ("uuw", "uuu") else first.mul * second.mul
     mixed = out.mul if path.mode in ("uvw", "uuw", "u<vw") else 1
     return pairs * (first.ir_dim * second.ir_dim + mixed * out.ir_dim)
