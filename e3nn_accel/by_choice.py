@@ -1,7 +1,7 @@
 """Calls that stock e3nn has by choice.
 
 Of targets that one backend alone is faster for, where it can't be used; and, on a CPU, of tensor products so small
-that no plan is faster.
+that no plan is much faster.
 
 They are no fallbacks: strict mode doesn't complain, and no report counts them. `explain` says in a line which modules
 they are, and of products from how many rows on they aren't.
@@ -37,7 +37,7 @@ def reason_for_stock(
 
 
 def has_too_few_rows(plan: Plan, x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Whether stock e3nn has this call of a tensor product, of x [.., in1] and y [.., in2], as it is as fast."""
+    """Whether stock e3nn has this call of a tensor product, of x [.., in1] and y [.., in2]."""
     rows = x.shape[:-1]
     if y.shape[:-1] != rows:
         try:

@@ -57,7 +57,7 @@ class Plan:
         rounded_to: What operands are rounded to before they are multiplied, if that is coarser than their dtype,
             as the user asked; the self-check allows for it, and the strategy should name it.
         programs: The CUDA programs that `run` launches; known without a device, compiled by the first run.
-        fewest_rows: Of a tensor product: calls of fewer rows stock e3nn has by choice, as it is as fast or faster.
+        fewest_rows: Of a tensor product: calls of fewer rows stock e3nn has by choice, as no plan is much faster.
     """
 
     backend: str

@@ -84,5 +84,5 @@ class TorchBackend:
             strategy, run = tensor_product.plan(descriptor, context)
             fewest = tensor_product.fewest_rows(descriptor, context)
             if fewest:
-                strategy += f"; fewer than {fewest} rows are as fast by stock e3nn, by choice"
+                strategy += f"; fewer than {fewest} rows are stock e3nn's by choice"
         return Plan(self.name, descriptor, strategy, run, fewest_rows=fewest)
