@@ -231,6 +231,15 @@ def current_stream_function() -> Callable[[int], int]:
     return raw or (lambda index: int(torch.cuda.current_stream(index).cuda_stream))
 
 
+def new_memory_function() -> Callable[..., torch.Tensor] | None:
+    """The quickest way to a tensor on the current CUDA device, or None.
+
+    Given shape, strides and dtype, as code that torch compiled calls it.
+    """
+    guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+    return getattr(guards, "_empty_strided_cuda", None)
+
+
 def current_device_function() -> Callable[[], int]:
     """The quickest way to the index of the current CUDA device."""
     return getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.current_device

@@ -18,7 +18,11 @@ from typing import Any
 
 import torch
 
-from e3nn_accel.compat import current_device_function, current_stream_function
+from e3nn_accel.compat import (
+    current_device_function,
+    current_stream_function,
+    new_memory_function,
+)
 from e3nn_accel.compile import KernelProgram, Toolchain
 from e3nn_accel.config import Config
 from e3nn_accel.device_memory import is_full, with_memory
@@ -33,6 +37,9 @@ Dimensions = tuple[int, int, int]
 COPY_BYTES = 16
 """Of the largest copy to shared memory, and what bulk copies are multiples of; where one may begin is aligned to it."""
 _REGISTERS, _MAX_SHARED = 4, 8  # CUfunction_attribute
+
+_new_memory = new_memory_function()
+_current_device = current_device_function()
 
 _lock = ForkSafeLock()
 _loaded: dict[tuple[KernelProgram, int], LoadedProgram] = {}
@@ -74,6 +81,14 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def new_rows(like: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Memory as ``like.new_empty((rows, columns))``, in a third of the time on the current CUDA device."""
+    index = like.get_device()
+    if index < 0 or _new_memory is None or index != _current_device():
+        return like.new_empty((rows, columns))
+    return _new_memory((rows, columns), (columns, 1), like.dtype)
 
 
 def aligned(t: torch.Tensor) -> torch.Tensor:

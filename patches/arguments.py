@@ -44,6 +44,7 @@ def mismatch(x: Any, *others: Any) -> str:
 
 def wrong_last_dimension(name: str, x: torch.Tensor, dim: int) -> str:
     """Why stock e3nn would refuse this shape, or an empty string."""
-    if x.dim() == 0 or x.shape[-1] != dim:
-        return f"{name} has shape {tuple(x.shape)}, wanted (..., {dim})"
+    shape = x.shape
+    if not shape or shape[-1] != dim:
+        return f"{name} has shape {tuple(shape)}, wanted (..., {dim})"
     return ""

@@ -26,17 +26,36 @@ def bind(
 ) -> Call | str:
     """The operands of ``TensorProduct.forward``, or of a convolution where ``edge_index`` is given."""
     weight = _weights(module, weight)
-    used = (y, weight) if module.weight_numel > 0 else (y,)
-    reason = (
-        mismatch(x, *used)
-        or wrong_last_dimension("x", x, module._in1_dim)
-        or wrong_last_dimension("y", y, module._in2_dim)
-    )
+    reason = mismatch(x, y, weight) if module.weight_numel > 0 else mismatch(x, y)
     if reason:
         return reason
     constants = module._buffers["output_mask"].dtype  # which e3nn doesn't convert
     if constants != x.dtype:
         return f"the module is {constants}, the input {x.dtype}"
+    shape1, shape2 = x.shape, y.shape
+    if (
+        edge_index is None
+        and len(shape1) == len(shape2) == 2
+        and shape1[0] == shape2[0]
+        and shape1[1] == module._in1_dim
+        and shape2[1] == module._in2_dim
+        and module.shared_weights
+    ):
+        return Call("tensor_product", (x, y, weight))  # the ordinary case, cheap
+    return _bind_any_shape(module, x, y, weight, edge_index)
+
+
+def _bind_any_shape(
+    module: Any,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    edge_index: torch.Tensor | None,
+) -> Call | str:
+    reason = wrong_last_dimension("x", x, module._in1_dim)
+    reason = reason or wrong_last_dimension("y", y, module._in2_dim)
+    if reason:
+        return reason
     if edge_index is not None:
         return _bind_convolution(module, x, y, weight, edge_index)
     leading = x.shape[:-1]

@@ -48,6 +48,25 @@ def test_single_precision(case: str) -> None:
     check(CASES[case], 7, torch.float32)
 
 
+def test_wrong_weights() -> None:
+    """MACE's own errors: a kernel doesn't see where weights end."""
+    shape = CASES["correlation 3"]
+    module, x, y = shape.build(), shape.features(4), node_attrs("all species", 4)
+    weights = [p for p in module.parameters() if p.numel()]
+    for weight in weights:
+        whole = weight.data
+        with accelerated(backend="cuda", self_check=False):
+            module(x, y)
+            weight.data = whole[..., :-1].clone()
+            with pytest.raises(RuntimeError) as ours:
+                module(x, y)
+            assert usage(module)["contraction", "cuda"] == 1
+        with pytest.raises(RuntimeError) as stock:
+            module(x, y)
+        assert str(ours.value) == str(stock.value)
+        weight.data = whole
+
+
 @pytest.mark.slow
 def test_rotation_equivariance() -> None:
     """Rotated and inverted features give a rotated and inverted result, from MACE's largest plan."""

@@ -28,9 +28,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     rows = LinearInHalves.rows
 
-    def counted(self: Any, kernels: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def counted(self: Any, kernels: Any, blocks: int, x: torch.Tensor, w: Any) -> torch.Tensor:
         found.append(x.shape[0])
-        return rows(self, kernels, x, w)
+        return rows(self, kernels, blocks, x, w)
 
     monkeypatch.setattr(LinearInHalves, "rows", counted)
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)

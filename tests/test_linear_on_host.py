@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import draw
+from comparison import accelerated, draw, usage
 from e3nn import o3
 from linear_parity import CASES, built, check, rows_alone_and_together, shrinkage
 from slow_cases import slow_but
@@ -67,6 +67,43 @@ def test_errors_of_single_precision_do_not_add_up() -> None:
 def test_leading_dimensions(shape: tuple[int, ...]) -> None:
     module = built(*CASES["MACE"])
     check(module, draw((*shape, module.irreps_in.dim), 3).requires_grad_(), torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["linear", "many rows", "skip connection"])
+@pytest.mark.parametrize("wrong", ["shorter", "longer", "weights"])
+def test_wrong_shapes(kind: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock's own errors, before and after calls that are right: a kernel doesn't see where a row ends."""
+    if kind == "many rows":
+        monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 0)
+    skip = kind == "skip connection"
+    module: Any = (
+        o3.FullyConnectedTensorProduct("4x0e+4x1o", "3x0e", "4x0e+4x1o")
+        if skip
+        else o3.Linear("4x0e+4x1o", "4x0e+4x1o")
+    ).float()
+    attrs = (torch.nn.functional.one_hot(torch.arange(5) % 3, 3).float(),) if skip else ()
+    weight = module.weight.data
+
+    def call(columns: int, weights: int = 0) -> torch.Tensor:
+        module.weight.data = weight[: len(weight) + weights]
+        found: torch.Tensor = module(torch.ones(5, columns, dtype=torch.float32), *attrs)
+        return found
+
+    wrong_call = {"shorter": (12,), "longer": (20,), "weights": (16, -1)}[wrong]
+    with pytest.raises(Exception) as stock:
+        call(*wrong_call)
+    with accelerated(backend="cuda", self_check=False):
+        for _ in range(2):
+            with pytest.raises(type(stock.value)) as ours:
+                call(*wrong_call)
+            assert str(ours.value) == str(stock.value)
+            call(16)
+        assert (module_kind(module), "cuda") in usage(module)
+
+
+def module_kind(module: Any) -> str:
+    """Its operation."""
+    return "linear" if isinstance(module, o3.Linear) else "tensor_product"
 
 
 def test_weights_from_outside_and_columns_of_wider_rows() -> None:

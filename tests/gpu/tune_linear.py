@@ -86,7 +86,8 @@ def call_of(case: Case, dtype: torch.dtype, precision: Precision) -> OneCall:
     assert isinstance(paths, MatrixPaths)
     kinds = torch.randint(case.species, (case.rows,), device="cuda")
     attrs = torch.nn.functional.one_hot(kinds, case.species).to(dtype)
-    return OneCall(IndexedLinearKernels(paths, "", context), attrs, in_torch(attrs))
+    by = in_torch(attrs)
+    return OneCall(IndexedLinearKernels(paths, "", context), (attrs, by.order, by.first))
 
 
 def replayed(run: Callable[[], object], calls: int = 10) -> float:

@@ -39,8 +39,11 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
         )
     used = [n for n, projection in enumerate(paths.projections) if projection.shape[1]]
     basis = ChangeOfBasis([paths.projections[n] for n in used], d.channels, context, str(d))
+    shapes = [d.weight_shapes[n] for n in used]
 
     def run(x: torch.Tensor, node_attrs: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        if [weights[n].shape for n in used] != shapes:
+            raise ValueError(f"weights of other shapes than those of {d}")
         w = change_of_basis([weights[n] for n in used], basis)
         if node_attrs.requires_grad and torch.is_grad_enabled():
             # a product that torch differentiates, by node_attrs, too; then each node has its own

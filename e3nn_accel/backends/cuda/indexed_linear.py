@@ -32,15 +32,21 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
     def run(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if y.requires_grad and torch.is_grad_enabled():
             return general(x, y, weight)  # which species a row has is no matter of degree here
+        if x.dim() == y.dim() == 2 and x.shape[0] == y.shape[0]:  # as MACE has them
+            return weighted(x, flat(weight), call_of(y))
         leading = x.shape[:-1]
         if y.shape[:-1] != leading:
             leading = torch.broadcast_shapes(leading, y.shape[:-1])
-        attrs = y.detach() if y.requires_grad else y
-        x, attrs = flat_rows(x, leading, dim1), flat_rows(attrs, leading, species)
+        x, attrs = flat_rows(x, leading, dim1), flat_rows(y, leading, species)
         # rows that needed no change are found again by the tensor that the caller has
-        by = sort.nodes(y if y.shape[:-1] == leading else attrs)
-        call = OneCall(kernels, attrs.contiguous(), by)
+        call = call_of(attrs, y if y.shape[:-1] == leading else attrs)
         return unflat(weighted(x, flat(weight), call), leading)
+
+    def call_of(attrs: torch.Tensor, known: torch.Tensor | None = None) -> OneCall:
+        """Of rows of these species."""
+        by = sort.nodes(attrs if known is None else known)
+        attrs = attrs.detach() if attrs.requires_grad else attrs
+        return OneCall(kernels, (attrs.contiguous(), by.order, by.first))
 
     def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
         x, y, weight = operands
@@ -49,8 +55,7 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
             return None
         if x.dim() != 2 or y.shape[:-1] != x.shape[:-1]:
             return None
-        call = OneCall(kernels, y.detach().contiguous(), sort.nodes(y))
-        dx, dw = weighted_gradients(g, x, flat(weight), call, (wanted[0], wanted[2]))
+        dx, dw = weighted_gradients(g, x, flat(weight), call_of(y), (wanted[0], wanted[2]))
         return tuple(t.reshape(of.shape) for t, of in ((dx, x), (dw, weight)) if t is not None)
 
     rounded = kernels.rounded_to

@@ -14,13 +14,13 @@ from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.share_sums import ShareSums
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.groupings import NodesBySpecies
-from e3nn_accel.launch import Kernel, aligned, load_all, multiprocessors
+from e3nn_accel.launch import Kernel, aligned, load_all, multiprocessors, new_rows
 from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
 
 SortedRows = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 """The scalars, the order of rows and the starts of classes; nothing where rows aren't told apart."""
+ALIKE: SortedRows = (None, None, None)
 BLOCK = (128, 1, 1)
 ROWS_OF_A_SLICE = 128
 BLOCKS_FOR_SUMS = 1024
@@ -32,6 +32,8 @@ ENTRIES = {
     "to_input": ("indexed_linear", "PPPPPqP"),
     "to_weight": ("indexed_linear_weights", "PPPPPqP"),
 }
+MOST_LAUNCHES = 256
+"""That are remembered: edges come and go, and with them rows."""
 
 
 class _Rows(NamedTuple):
@@ -77,6 +79,25 @@ class _Rows(NamedTuple):
         return found
 
 
+class _Launch(NamedTuple):
+    """What rows of one shape are launched with on a device.
+
+    Attributes:
+        halves: The kernels that cut numbers into halves, where they take the rows.
+        kernels: Loaded.
+        blocks, slices: Of rows, and of sums.
+        shape: Of the result, those of each slice after the other.
+        whole: Whether all of it is written.
+    """
+
+    halves: LinearInHalves | None
+    kernels: tuple[Kernel, ...]
+    blocks: int
+    slices: int
+    shape: tuple[int, int]
+    whole: bool
+
+
 class IndexedLinearKernels:
     """Kernels of one product or linear in one dtype."""
 
@@ -103,7 +124,7 @@ class IndexedLinearKernels:
             if side.is_sliced(few=True)
         }
         self._kernels: dict[tuple[torch.device, bool], dict[str, tuple[Kernel, ...]]] = {}
-        self._few_blocks: dict[torch.device, int] = {}
+        self._launches: dict[tuple[str, torch.Size, torch.Size, torch.device], _Launch] = {}
 
     def programs(self) -> tuple[KernelProgram, ...]:
         """What would be compiled, for many rows and for few."""
@@ -147,33 +168,48 @@ class IndexedLinearKernels:
     def _entries(self, kind: str, few: bool) -> tuple[tuple[str, str], ...]:
         return OF_HALVES if not few and kind in self._halves else (ENTRIES[kind],)
 
-    def _are_few(self, kind: str, rows: int, device: torch.device) -> bool:
-        """Whether rows leave a device without work unless they are cut finely."""
-        most = self._few_blocks.get(device)
-        if most is None:
-            most = self._few_blocks[device] = FEW_BLOCKS * multiprocessors(device)
-        side = self._rows[kind, True]
-        return rows // side.nodes * side.items <= most
+    def _launch_of(
+        self, kind: str, shape: torch.Size, weights: torch.Size, device: torch.device
+    ) -> _Launch:
+        """Found once for each shape: a small system's time is the host's."""
+        rows, multiple = shape[0], multiprocessors(device)
+        side = self.sides[kind]
+        if tuple(shape) != (rows, side.in_row) or tuple(weights) != (self.paths.weights,):
+            raise ValueError(
+                f"{kind} of {tuple(shape)}, weights {tuple(weights)}: {self.description}"
+            )
+        fine = self._rows[kind, True]
+        # rows that leave a device without work unless they are cut finely
+        few = rows // fine.nodes * fine.items <= FEW_BLOCKS * multiple
+        kernels = self._loaded(kind, device, few)
+        halves = self._halves.get(kind)
+        if rows and not few and halves is not None:
+            return _Launch(halves, kernels, halves.blocks(rows), 1, (rows, side.out_row), True)
+        cut = self._rows[kind, few]
+        blocks, slices = cut.blocks(rows), 1
+        if cut.sliced and rows:
+            slices = slices_of(blocks, cut.steps, multiple)
+        return _Launch(None, kernels, blocks, slices, (slices * rows, cut.row), cut.whole)
 
     def rows(
         self, kind: str, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows
     ) -> torch.Tensor:
         """A matrix product for each row: the output of x, or the input's gradient of the output's."""
-        rows = x.shape[0]
-        few = self._are_few(kind, rows, x.device)
-        if rows and not few and kind in self._halves:
-            kernels = self._loaded(kind, x.device)
-            return self._halves[kind].rows(kernels, aligned(x), w)
-        side = self._rows[kind, few]
-        blocks, slices = side.blocks(rows), 1
-        if side.sliced and rows:
-            slices = slices_of(blocks, side.steps, multiprocessors(x.device))
-        shape = (rows, side.row) if slices == 1 else (slices, rows, side.row)
-        out = (x.new_empty if side.whole else x.new_zeros)(shape)
-        x, w = aligned(x), aligned(w)
-        (kernel,) = self._loaded(kind, x.device, few)
-        kernel((blocks, slices, 1), BLOCK, x, *sorted_rows, w, rows, out)
-        return out if slices == 1 else self._slices[kind].sum(out)
+        key = (kind, x.shape, w.shape, x.device)
+        launch = self._launches.get(key)
+        if launch is None:
+            if len(self._launches) >= MOST_LAUNCHES:
+                self._launches.clear()
+            launch = self._launches[key] = self._launch_of(*key)
+        halves, kernels, blocks, slices, shape, whole = launch
+        if halves is not None:
+            return halves.rows(kernels, blocks, aligned(x), w)
+        rows, columns = shape
+        out = new_rows(x, rows, columns) if whole else x.new_zeros(shape)
+        kernels[0](
+            (blocks, slices, 1), BLOCK, aligned(x), *sorted_rows, aligned(w), x.shape[0], out
+        )
+        return out if slices == 1 else self._slices[kind].sum(out.view(slices, x.shape[0], columns))
 
     def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
         """The gradient of the weights, flat."""
@@ -192,22 +228,16 @@ class OneCall(NamedTuple):
     """The kernels with the rows of one call; what `e3nn_accel.ops.weighted` differentiates with."""
 
     kernels: IndexedLinearKernels
-    attrs: torch.Tensor | None = None
-    by: NodesBySpecies | None = None
+    sorted_rows: SortedRows = ALIKE
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """[rows, out]."""
-        return self.kernels.rows("forward", x, w, self._sorted_rows())
+        return self.kernels.rows("forward", x, w, self.sorted_rows)
 
     def to_input(self, g: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """[rows, in]."""
-        return self.kernels.rows("to_input", g, w, self._sorted_rows())
+        return self.kernels.rows("to_input", g, w, self.sorted_rows)
 
     def to_weight(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         """[weights]."""
-        return self.kernels.weights(x, g, self._sorted_rows())
-
-    def _sorted_rows(self) -> SortedRows:
-        if self.by is None:
-            return None, None, None
-        return self.attrs, self.by.order, self.by.first
+        return self.kernels.weights(x, g, self.sorted_rows)

@@ -14,7 +14,7 @@ from e3nn_accel.backends.cuda.indexed_linear_layout import pitch
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.launch import Kernel
+from e3nn_accel.launch import Kernel, new_rows
 
 ENTRIES = (("halve_weights", "PP"), ("linear_in_halves", "PPqP"))
 CUTTERS, BLOCK = (256, 1, 1), (128, 1, 1)
@@ -61,6 +61,9 @@ class LinearInHalves:
         self._by_dim = side.items_by_dim(self.cut.columns)
         self._blocks = [(self.cut.rows // dim, here) for dim, _, here in self._by_dim]
         self._whole = side.covered == side.out_row
+        of_items = len(self._items) * self.cut.columns
+        self._halves = self._chunks * CHUNK * self.cut.columns + of_items
+        self._cutters = (of_items // COLUMNS_OF_A_CUTTER, 1, 1)
 
     @staticmethod
     def takes(side: MatrixPaths) -> bool:
@@ -137,15 +140,17 @@ class LinearInHalves:
         ]
         return "\n".join(lines) + "\n"
 
-    def rows(self, kernels: tuple[Kernel, ...], x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def blocks(self, rows: int) -> int:
+        """Of so many rows."""
+        return sum(-(-rows // nodes) * here for nodes, here in self._blocks)
+
+    def rows(
+        self, kernels: tuple[Kernel, ...], blocks: int, x: torch.Tensor, w: torch.Tensor
+    ) -> torch.Tensor:
         """[rows, out]; both tensors begin where a copy may."""
         halve_weights, product = kernels
-        rows, columns, items = x.shape[0], self.cut.columns, len(self._items)
-        halves = w.new_empty(self._chunks * CHUNK * columns + items * columns)
-        halve_weights((items * columns // COLUMNS_OF_A_CUTTER, 1, 1), CUTTERS, w, halves)
-        out = (x.new_empty if self._whole else x.new_zeros)((rows, self.side.out_row))
-        blocks = 0
-        for nodes, here in self._blocks:
-            blocks += -(-rows // nodes) * here
+        rows, columns, halves = x.shape[0], self.side.out_row, new_rows(w, 1, self._halves)
+        halve_weights(self._cutters, CUTTERS, w, halves)
+        out = new_rows(x, rows, columns) if self._whole else x.new_zeros((rows, columns))
         product((blocks, 1, 1), BLOCK, x, halves, rows, out, shared=self._shared)
         return out
