@@ -97,9 +97,12 @@ functorch_transform: Callable[[], object] = torch._C._functorch.peek_interpreter
 """The functorch transform (vmap, grad, jvp) that is running, whose tensors are not plain ones, or None."""
 
 _CPU = torch.device("cpu")
-_any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
 _forward_ad: Any = torch.autograd.forward_ad
 _hooks: Any = torch.nn.modules.module
+
+
+any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
+"""Whether torch.autocast is on for CPUs, CUDA devices or some others: far quicker to ask than for one."""
 
 
 def autocast_active(device: torch.device) -> bool:
@@ -112,7 +115,7 @@ def autocast_takes(x: torch.Tensor) -> bool:
 
     A device's type is a text, which torch writes and reads again: several times what the rest costs.
     """
-    if (x.is_cuda or x.device == _CPU) and not _any_autocast():
+    if (x.is_cuda or x.device == _CPU) and not any_autocast():
         return False
     return autocast_active(x.device)
 
@@ -259,35 +262,6 @@ def numeric_settings() -> tuple[Any, ...]:
     ):  # some precisions were set by the newer interface, which names each by itself
         precision = "mixed"
     return torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), precision
-
-
-COPIED_TOGETHER = 1 << 15
-"""Numbers of a tensor."""
-
-
-def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-    """Copy each source to its target: small ones in a kernel for each dtype, others by themselves.
-
-    torch takes a list one by one where two in it differ in dtype, or any lies in pieces; and has a large tensor copied
-    by few blocks.
-    """
-    together: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for target, source in zip(targets, sources, strict=True):
-        dtype = target.dtype
-        if (
-            target.numel() > COPIED_TOGETHER
-            or dtype != source.dtype
-            or not (target.is_contiguous() and source.is_contiguous())
-        ):
-            target.copy_(source)
-            continue
-        found = together.get(dtype)
-        if found is None:
-            found = together[dtype] = ([], [])
-        found[0].append(target)
-        found[1].append(source)
-    for there, here in together.values():
-        torch._foreach_copy_(there, here)
 
 
 def product_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ from e3nn_accel.backends.cuda.edges import EdgeSort
 from e3nn_accel.backends.cuda.group_sums import MOST_COLUMNS, GroupSums
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.share_sums import ShareSums
+from e3nn_accel.backends.cuda.tensor_copies import TensorCopies
 from e3nn_accel.cli.products import PRODUCTS, Product, work
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config, Precision
@@ -210,6 +211,10 @@ def _edges(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
     return [EdgeSort(Config()).program]
 
 
+def _copies(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    return [TensorCopies(Config()).program]
+
+
 def _sums(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
     """Of rows by groups, and of blocks' shares."""
     by_groups = [GroupSums(Config()).program(columns, dtype) for columns in (3, MOST_COLUMNS)]
@@ -297,5 +302,6 @@ PLANS = {
     "radial embedding": RecordedPlan(_radial_embedding, BOTH),
     "reshape of irreps": RecordedPlan(_reshape, BOTH),
     "edges of small graphs": RecordedPlan(_edges, (torch.float32,)),
+    "copies of tensors": RecordedPlan(_copies, (torch.float32,)),
     "sums of groups and shares": RecordedPlan(_sums, BOTH),
 }

@@ -9,8 +9,7 @@ import pytest
 import torch
 from model_graphs import alone, batch_of, fresh, headed, ice, water
 
-from e3nn_accel.compat import copy_all
-from e3nn_accel.graphs import buffers
+from e3nn_accel.graphs import buffers, copying
 from e3nn_accel.graphs.buffers import StaticInputs
 from e3nn_accel.graphs.outputs import NotCapturable, produce, unpadded
 from e3nn_accel.graphs.padding import AXES, Axis, Capacity, Size, dummies, feature_axes
@@ -207,7 +206,7 @@ def sizes_in_turns() -> tuple[list[dict[str, torch.Tensor]], list[Size], Capacit
 @pytest.mark.parametrize("together", [1 << 15, 20], ids=["few edges", "many edges"])
 def test_sizes_that_come_and_go(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After any other size, buffers hold what new ones would."""
-    monkeypatch.setattr(buffers, "COPIED_TOGETHER", together)
+    monkeypatch.setattr(copying, "COPIED_TOGETHER", together)
     inputs, sizes, capacity = sizes_in_turns()
     empty = dummies(inputs[0], AXES, capacity, CUTOFF, {})
     static = StaticInputs(empty, AXES, capacity)
@@ -229,7 +228,7 @@ def test_a_load_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
 
             def some(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-                copy_all(targets[::2], sources[::2])
+                copying.copy_all(targets[::2], sources[::2])
                 raise KeyboardInterrupt
 
             patch.setattr(buffers, "copy_all", some)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from e3nn_accel import gathers
-from e3nn_accel.compat import copy_all
 from e3nn_accel.gathers import QuickGathers
+from e3nn_accel.graphs.copying import copy_all
 from e3nn_accel.ops.small_products import EQUATION
 
 pytestmark = pytest.mark.once

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from e3nn_accel.compat import COPIED_TOGETHER, copy_all
+from e3nn_accel.graphs.copying import copy_all
 from e3nn_accel.graphs.padding import Axis, Capacity, Size
 
 
@@ -46,7 +46,7 @@ class StaticInputs:
                 self._resize(before, size, targets, sources)
             for name, real in self._real.items():
                 targets += real
-                if len(real) == 1:
+                if self._axes[name].dim == 0:
                     sources.append(data[name])
                 else:
                     sources += data[name].unbind()
@@ -78,6 +78,6 @@ class StaticInputs:
 
 
 def _parts(tensor: torch.Tensor, axis: Axis, start: int, length: int) -> list[torch.Tensor]:
-    """So many rows, or columns: short ones one by one, which lie in one piece and are copied with others."""
+    """So many rows; of columns each row by itself, which lies in one piece and is copied with others."""
     part = tensor.narrow(axis.dim, start, length)
-    return [part] if axis.dim == 0 or length > COPIED_TOGETHER else list(part.unbind())
+    return [part] if axis.dim == 0 else list(part.unbind())

@@ -39,7 +39,7 @@ class ModelCalls:
     ) -> Any:
         """Take a call of a model of MACE's classes."""
         device = eligibility.device_of(eligibility.data_of(args, kwargs))
-        if device is None or device.type != self.device_type or suspended():
+        if device is None or eligibility.type_of(device) != self.device_type or suspended():
             return stock_call(module, args, kwargs)
         state = self._models.get(module)
         if state is None or state.generation != generation.current.name:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 
 from e3nn_accel.branches import branching
+from e3nn_accel.compat import current_stream_function
 from e3nn_accel.graphs.outputs import Produced
 from e3nn_accel.groupings import one_capture
 
@@ -28,6 +29,7 @@ WARM_UPS = 3
 MOST_OF_DEVICE = 0.25
 """Captured graphs of one model may take this share of the device's memory."""
 
+_stream_address = current_stream_function()
 Run = Callable[[], Produced]
 Found = TypeVar("Found")
 
@@ -118,16 +120,20 @@ class CudaLane:
         self._beside = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._last: torch.cuda.Stream | None = None
+        self._last_address = -1
         self.left: object = None
         total = torch.cuda.get_device_properties(device).total_memory
         self.limit = int(MOST_OF_DEVICE * total)
 
     def enter(self) -> None:
         """A caller on another stream than the last waits for that one, on the device."""
+        address = _stream_address(self._device.index)
+        if address == self._last_address:
+            return
         current = torch.cuda.current_stream(self._device)
-        if self._last is not None and current != self._last:
+        if self._last is not None:
             current.wait_stream(self._last)
-        self._last = current
+        self._last, self._last_address = current, address
 
     @contextlib.contextmanager
     def allocating(self) -> Iterator[None]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from e3nn_accel.compat import copy_all, double_of, zero_all
+from e3nn_accel.compat import double_of, zero_all
+from e3nn_accel.graphs.copying import copy_all
 from e3nn_accel.graphs.outputs import Live, NotCapturable, Produced
 from e3nn_accel.graphs.padding import Axis, Size
 

@@ -122,6 +122,12 @@ def flags_to_pass(on: tuple[str, ...]) -> dict[str, bool]:
     return {"compute_force": False, **dict.fromkeys(on, True)}
 
 
+@functools.lru_cache(maxsize=64)
+def type_of(device: torch.device) -> str:
+    """A text, which torch writes anew at each look."""
+    return device.type
+
+
 def check_process(device: torch.device) -> None:
     """Raise `RunsEagerly` where nothing can be captured now, whatever the call."""
     reason = program_transform()
@@ -129,11 +135,11 @@ def check_process(device: torch.device) -> None:
         reason = "gradients are off, without which MACE has no forces"
     if not reason and torch.is_anomaly_enabled():
         reason = "anomaly detection looks at every value"
-    if not reason and compat.autocast_active(device):
+    if not reason and compat.any_autocast() and compat.autocast_active(device):
         reason = "autocast is on"
     if not reason and compat.dispatch_mode_active():
         reason = "a torch dispatch mode is on"
-    if not reason and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if not reason and type_of(device) == "cuda" and torch.cuda.is_current_stream_capturing():
         reason = "the caller captures a CUDA graph"
     if reason:
         raise RunsEagerly(reason)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from e3nn_accel.branches import is_ready
-from e3nn_accel.compat import copy_all
 from e3nn_accel.gathers import QuickGathers
+from e3nn_accel.graphs.copying import copy_all
 from e3nn_accel.graphs.padding import AXES, GRAPHS, NODES, Axis, Capacity, Size
 
 RESULTS: Mapping[str, Axis] = {

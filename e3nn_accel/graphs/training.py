@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from e3nn_accel.compat import copy_all
+from e3nn_accel.graphs.copying import copy_all
 from e3nn_accel.graphs.eligibility import Request, RunsEagerly
 from e3nn_accel.graphs.padding import Axis
 from e3nn_accel.graphs.recompute import Forward

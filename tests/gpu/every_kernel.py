@@ -43,6 +43,7 @@ from reshape_parity import built as reshape
 from e3nn_accel import compile, groupings, launch
 from e3nn_accel.backends.cuda import contraction_kernels
 from e3nn_accel.backends.cuda.group_sums import GroupSums
+from e3nn_accel.backends.cuda.tensor_copies import TensorCopies
 from e3nn_accel.config import Config
 from e3nn_accel.ops.gathers import grouped, taken
 
@@ -130,6 +131,20 @@ def reshapes(dtype: torch.dtype) -> Iterator[Work]:
         yield module, lambda x, m=module: m(x) ** 3, [draw((ROWS, module.irreps.dim), 3, dtype)]
 
 
+def copies(dtype: torch.dtype) -> Iterator[Work]:
+    """To and from addresses that allow words of every size."""
+    copier = TensorCopies(Config())
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        source = x.detach().contiguous().view(torch.uint8)
+        offsets = (0, 8, 4, 1)
+        pairs = [(torch.zeros_like(source)[n:], source[n:]) for n in offsets]
+        copier.copy([target for target, _ in pairs], [given for _, given in pairs])
+        return x**3
+
+    yield torch.nn.Module(), call, [draw((ROWS, 40), 3, dtype)]
+
+
 KINDS: dict[str, Callable[[torch.dtype], Iterator[Work]]] = {
     kind.__name__: kind
     for kind in (
@@ -143,6 +158,7 @@ KINDS: dict[str, Callable[[torch.dtype], Iterator[Work]]] = {
         radial_mlps,
         edge_features,
         reshapes,
+        copies,
     )
 }
 

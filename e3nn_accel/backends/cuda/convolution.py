@@ -7,7 +7,9 @@ import torch
 from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution
 from e3nn_accel.backends.cuda.edges import EdgeSort
 from e3nn_accel.backends.cuda.group_sums import GroupSums
+from e3nn_accel.backends.cuda.tensor_copies import TensorCopies
 from e3nn_accel.descriptor import ConvolutionDescriptor
+from e3nn_accel.graphs.copying import copiers
 from e3nn_accel.groupings import adders, finders, neighbours_of
 from e3nn_accel.ops.convolution import convolution, convolution_gradients
 from e3nn_accel.plan import Plan, PlanContext
@@ -34,8 +36,9 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     """Kernels for one product; compiled at their first use."""
     kernels = FusedConvolution(descriptor.product, context)
     edges, sums = EdgeSort(context.config), GroupSums(context.config)
+    copies = TensorCopies(context.config)
     if context.device.type == "cuda":  # for all that asks for neighbours, or sums over them, there
-        finders["cuda"], adders["cuda"] = edges.find, sums
+        finders["cuda"], adders["cuda"], copiers["cuda"] = edges.find, sums, copies
 
     def run(
         x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, edge_index: torch.Tensor
@@ -55,5 +58,5 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     strategy = f"fused kernel, {sum(len(g.terms) for g in kernels.groups)} paths" + (
         f" in {count} parts" if count > 1 else ""
     )
-    of_graphs = edges.program, sums.program(OF_A_POSITION, context.dtype)
+    of_graphs = edges.program, sums.program(OF_A_POSITION, context.dtype), copies.program
     return Plan("cuda", descriptor, strategy, run, (*kernels.programs(), *of_graphs), gradients)
