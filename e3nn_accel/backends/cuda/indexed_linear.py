@@ -39,14 +39,13 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
             leading = torch.broadcast_shapes(leading, y.shape[:-1])
         x, attrs = flat_rows(x, leading, dim1), flat_rows(y, leading, species)
         # rows that needed no change are found again by the tensor that the caller has
-        call = call_of(attrs, y if y.shape[:-1] == leading else attrs)
+        call = call_of(y if y.shape[:-1] == leading else attrs)
         return unflat(weighted(x, flat(weight), call), leading)
 
-    def call_of(attrs: torch.Tensor, known: torch.Tensor | None = None) -> OneCall:
-        """Of rows of these species."""
-        by = sort.nodes(attrs if known is None else known)
-        attrs = attrs.detach() if attrs.requires_grad else attrs
-        return OneCall(kernels, (attrs.contiguous(), by.order, by.first))
+    def call_of(attrs: torch.Tensor) -> OneCall:
+        """Of rows of these species, whose scalars are read where they were copied to when they were sorted."""
+        by = sort.nodes(attrs)
+        return OneCall(kernels, (by.attrs, by.order, by.first))
 
     def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
         x, y, weight = operands
