@@ -84,7 +84,7 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def new_rows(like: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Memory as ``like.new_empty((rows, columns))``, in a third of the time on the current CUDA device."""
+    """Memory as ``like.new_empty((rows, columns))``, on the current CUDA device in two thirds of the time."""
     index = like.get_device()
     if index < 0 or _new_memory is None or index != _current_device():
         return like.new_empty((rows, columns))

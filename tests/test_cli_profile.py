@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch._C._autograd import DeviceType
 
-from e3nn_accel.cli import main
+from e3nn_accel.cli import bench_profile, main
 from e3nn_accel.cli.module_times import OTHER, profile, summed
 from e3nn_accel.cli.step_parts import PARTS, Clock
 
@@ -46,6 +46,27 @@ def test_a_step_of_a_model(capfd: pytest.CaptureFixture[str]) -> None:
     assert stock > 0 == ours
     stock, ours = (step["parts"]["batch"] for step in steps)
     assert ours < stock  # no batch of MACE's is made for it
+
+
+@pytest.mark.mace
+def test_nothing_is_timed_after_the_profiler_ran(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays attached to a GPU's driver, and each launch then takes longer."""
+    pytest.importorskip("mace")
+    done: list[str] = []
+
+    def noted(name: str) -> None:
+        stock = getattr(bench_profile, name)
+        monkeypatch.setattr(
+            bench_profile, name, lambda *given: (done.append(name), stock(*given))[1]
+        )
+
+    noted("_timed")
+    noted("profile")
+    sizes = ["--atoms", "8,16"]
+    assert main(["bench", "--shape", "tiny", *sizes, "--profile", "--rounds", "2"]) == 0
+    assert done == ["_timed"] * 4 + ["profile"] * 4
 
 
 @pytest.mark.mace

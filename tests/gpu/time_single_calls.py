@@ -6,8 +6,9 @@ python tests/gpu/time_single_calls.py 64,1000           calls of MACE-MP-0 mediu
 A call is timed between two events that torch records around it, on a device that has nothing to do, as peers'
 benchmarks time them: the host's work until the last launch counts, and the device's after it. "host" is the time
 until the call returns. Of a linear: nothing but the two events; one of torch's smallest kernels; the plan without
-dispatch; the call; the device's own time, of replays. Of a model: fresh copies of its batch, as the benchmark makes
-them for each call; a call with them made before; both. Medians with quartiles of 50, in microseconds.
+dispatch; the call; the device's own time, of replays. Of a model: what a call copies to where its graph reads it,
+by torch and in one launch; fresh copies of its batch, as the benchmark makes them for each call; a call with
+them made before; both. Medians with quartiles of 50, in microseconds.
 
 torch's profiler stays attached to the driver once it has run in a process: everything is timed again after it ran.
 """
@@ -33,6 +34,8 @@ from tune_linear import CASES, Case, replayed
 import e3nn_accel
 from e3nn_accel import structures
 from e3nn_accel.cli.shapes import build, structure
+from e3nn_accel.graphs import copying
+from e3nn_accel.graphs.padding import AXES
 
 SHAPE, CALLS, WARM_UP = "mp0-medium", 50, 8
 Call = Callable[..., Any]
@@ -125,13 +128,29 @@ def models(atoms: str) -> dict[str, Call]:
         def call(data: dict[str, Any]) -> Any:
             return model(data, compute_force=True)
 
-        graph = captured(model, batch)
+        graph, inputs = captured(model, batch), inputs_of(batch)
+        targets = list(map(torch.clone, inputs))
         found |= {
             f"{count} atoms: replays": lambda g=graph: f"{1e3 * milliseconds(g.replay):.1f}",
+            f"{count} atoms: copied in by torch": lambda t=targets, i=inputs: times(
+                lambda: copying._in_torch(t, i)
+            ),
+            f"{count} atoms: in one launch": lambda t=targets, i=inputs: times(
+                lambda: copying.copy_all(t, i)
+            ),
             f"{count} atoms: copies of the batch": lambda f=fresh: times(f),
             f"{count} atoms: call": lambda f=fresh: times(call, lambda: (f(),)),
             f"{count} atoms: copies and call": lambda f=fresh: times(lambda: call(f())),
         }
+    return found
+
+
+def inputs_of(batch: dict[str, Any]) -> list[torch.Tensor]:
+    """What the graph reads, each in one piece."""
+    found = []
+    for name, axis in AXES.items():
+        if name in batch:
+            found += [batch[name]] if axis.dim == 0 else list(batch[name].unbind())
     return found
 
 
