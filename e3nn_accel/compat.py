@@ -264,6 +264,11 @@ def numeric_settings() -> tuple[Any, ...]:
     return torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), precision
 
 
+def copy_together(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Copy tensors of one dtype, each in one piece, in a kernel; other lists torch takes one by one."""
+    torch._foreach_copy_(targets, sources)
+
+
 def product_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The ``_w3j_*`` constants that e3nn compiled into a tensor product, in the module's own precision."""
     compiled = module._modules.get("_compiled_main_left_right")

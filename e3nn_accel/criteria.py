@@ -27,8 +27,8 @@ numbers however large the structure: in eight views of 160 atoms stock's own was
 
 Energies in float32 are those without the isolated atoms' constants, which are hundreds of eV in
 many models, so that their rounding would hide any error of the rest. "Rotated" rows compare a
-structure with itself turned; what stock misses there (it may hold coefficients in float32) is its
-own error.
+structure with itself turned, in float32 in as many ways as it is viewed; what stock misses there (it
+may hold coefficients in float32) is its own error.
 """
 
 from __future__ import annotations
@@ -156,25 +156,28 @@ def gradient_rows(subject: str, views: Sequence[Triple], rounded: bool) -> Itera
 
 def rotated_rows(
     subject: str,
-    rotation: torch.Tensor,
-    pairs: tuple[tuple[Quantities, Quantities], tuple[Quantities, Quantities]],
+    as_is: tuple[Quantities, Quantities],
+    rotations: Sequence[torch.Tensor],
+    turned: Sequence[tuple[Quantities, Quantities]],
     rounded: bool,
 ) -> Iterator[Row]:
-    """Energy is to stay, forces are to turn; ``pairs`` are (as is, turned) of ours and stock."""
-    size = max(pairs[1][0].scale, SMALL_ENERGY)
-    energies = [abs(b.interaction - a.interaction) for a, b in pairs]
-    differences = [b.forces - a.forces @ rotation.T for a, b in pairs]
-    norm = _norm(pairs[1][0].forces)
-    if not rounded:
-        yield _limited("rotated energy", subject, "eV/atom", energies, 1e-9, size)
-        errors = [_largest(d) for d in differences]
-        yield _limited(
-            "rotated forces", subject, "eV/A", errors, 1e-8, _largest(pairs[1][0].forces)
-        )
-        return
-    yield _limited("rotated energy", subject, "relative", [e / size for e in energies], 5e-6, size)
+    """Energy is to stay, forces are to turn, in each rotation; tuples are (ours, stock)."""
+    size, norm = max(as_is[1].scale, SMALL_ENERGY), _norm(as_is[1].forces)
     small = norm < SMALL_FORCES
-    errors = [_norm(d) / (1.0 if small else norm) for d in differences]
+    pairs = [list(zip(as_is, both, strict=True)) for both in turned]
+    energies = [[abs(b.interaction - a.interaction) for a, b in both] for both in pairs]
+    forces = [
+        [b.forces - a.forces @ rotation.T for a, b in both]
+        for rotation, both in zip(rotations, pairs, strict=True)
+    ]
+    if not rounded:
+        yield _limited("rotated energy", subject, "eV/atom", energies[0], 1e-9, size)
+        errors = [_largest(difference) for difference in forces[0]]
+        yield _limited("rotated forces", subject, "eV/A", errors, 1e-8, _largest(as_is[1].forces))
+        return
+    errors = _pooled([[e / size for e in both] for both in energies])
+    yield _limited("rotated energy", subject, "relative", errors, 5e-6, size)
+    errors = _pooled([[_norm(d) / (1.0 if small else norm) for d in both] for both in forces])
     yield _limited("rotated forces", subject, "eV/A" if small else "relative", errors, 5e-6, norm)
 
 

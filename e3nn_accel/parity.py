@@ -115,7 +115,7 @@ class _Comparison:
 
     def run(self, names: Sequence[str], graphs: Sequence[Batch]) -> DtypeParity:
         """Stock for all structures first, then ours: the process is patched in between."""
-        stock, references = [], []
+        stock, stock_turned, references = [], [], []
         with suspend():
             for name, graph in zip(names, graphs, strict=True):
                 self._progress(f"stock e3nn, {name}")
@@ -124,12 +124,14 @@ class _Comparison:
                 stock.append(
                     self._results(self.model, graph, sizes) if self.rounded else references[-1]
                 )
+                stock_turned.append(self._turned(graph, stock[-1]))
         structures = []
         with accelerated():
             for n, (name, graph) in enumerate(zip(names, graphs, strict=True)):
                 self._progress(f"accelerated, {name}")
                 ours = self._results(self.model, graph, references[n][0])
-                rows = tuple(self._rows(name, graph, ours, stock[n], references[n]))
+                turned = list(zip(self._turned(graph, ours), stock_turned[n], strict=True))
+                rows = tuple(self._rows(name, ours, stock[n], references[n], turned))
                 atoms, edges = len(graph["positions"]), graph["edge_index"].shape[1]
                 structures.append(StructureParity(name, atoms, edges, rows))
             explained = reporting.explain(self.model)
@@ -157,6 +159,12 @@ class _Comparison:
             found.append(result)
         return found
 
+    def _turned(self, graph: Batch, views: list[Quantities]) -> list[Quantities]:
+        """The structure as it is, but turned: as in the second view, and as often as errors are measured."""
+        others = [rotated(graph, rotation) for rotation in _rotations(self._pooled(graph))[1:]]
+        periodic = _periodic(graph)
+        return [views[1], *(compute(self.model, cast(g, self.dtype), periodic) for g in others)]
+
     def _pooled(self, graph: Batch) -> int:
         """In how many views errors are measured."""
         if not self.rounded:
@@ -167,18 +175,18 @@ class _Comparison:
     def _rows(
         self,
         name: str,
-        graph: Batch,
         ours: list[Quantities],
         stock: list[Quantities],
         reference: list[Quantities],
+        turned: list[tuple[Quantities, Quantities]],
     ) -> Iterator[Row]:
         views = [Triple(*three) for three in zip(ours, stock, reference, strict=True)]
-        views = views[: self._pooled(graph)]
+        views = views[: len(turned)]
         yield from (
             rounded_rows(name, views) if self.rounded else exact_rows(name, ours[0], stock[0])
         )
-        pairs = ((ours[0], ours[1]), (stock[0], stock[1]))
-        yield from rotated_rows(name, random_rotation(1), pairs, self.rounded)
+        as_is, rotations = (ours[0], stock[0]), _rotations(len(turned))
+        yield from rotated_rows(name, as_is, rotations, turned, self.rounded)
         yield from gradient_rows(name, views, self.rounded)
 
     @property
@@ -208,6 +216,11 @@ def view_of(graph: Batch, number: int) -> Batch:
         noise = torch.randn(graph["positions"].shape, generator=random, dtype=torch.float64)
         graph = graph | {"positions": graph["positions"] + 1e-3 * noise}
     return rotated(graph, random_rotation(number))
+
+
+def _rotations(number: int) -> list[torch.Tensor]:
+    """The first is that of the second view."""
+    return [random_rotation(seed) for seed in (1, *range(101, 100 + number))]
 
 
 def random_rotation(seed: int) -> torch.Tensor:

@@ -233,6 +233,30 @@ def wrong_linear(monkeypatch):
     monkeypatch.setattr(linear, "plan", plan)
 
 
+@pytest.mark.parametrize("misses", [1e-4, 1e-3], ids=["stock in another", "stock in none"])
+def test_rotations_are_pooled_in_float32(misses):
+    """One in which ours is unlucky says little; one beyond what stock misses on average does."""
+    from e3nn_accel.criteria import rotated_rows
+    from e3nn_accel.parity import random_rotation
+    from e3nn_accel.quantities import Quantities
+
+    def result(turn, error):
+        forces = (torch.ones(2, 3, dtype=torch.float64) @ turn.T) * (1 + error)
+        return Quantities(error, error, 1.0, forces, None)
+
+    rotations = [random_rotation(seed) for seed in range(4)]
+    as_is = (result(torch.eye(3, dtype=torch.float64), 0.0),) * 2
+    errors = [(misses, 0.0), (0.0, 1e-4), (0.0, 0.0), (0.0, 0.0)]
+    turned = [
+        (result(turn, ours), result(turn, stock))
+        for turn, (ours, stock) in zip(rotations, errors, strict=True)
+    ]
+    rows = list(rotated_rows("", as_is, rotations, turned, rounded=True))
+    assert [row.error for row in rows] == pytest.approx([misses / 2] * 2)
+    assert [row.stock_error for row in rows] == pytest.approx([1e-4 / 2] * 2)
+    assert [row.passed for row in rows] == [misses == 1e-4] * 2
+
+
 @pytest.mark.mace
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_wrong_plan_is_found(model, structures, wrong_linear, monkeypatch, dtype):

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import torch
 
+from e3nn_accel.compat import copy_together
+
 COPIED_TOGETHER = 1 << 15
 """Numbers of a tensor, at most, that torch should copy in one kernel with others: it has few blocks for each."""
 
@@ -56,7 +58,7 @@ def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -
 
 
 def _in_torch(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
-    """Short ones in a kernel for each dtype; other lists torch takes one by one."""
+    """Short ones in a kernel for each dtype, others by themselves."""
     together: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):
         dtype = target.dtype
@@ -73,4 +75,4 @@ def _in_torch(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) 
         found[0].append(target)
         found[1].append(source)
     for there, here in together.values():
-        torch._foreach_copy_(there, here)
+        copy_together(there, here)
