@@ -54,10 +54,10 @@ def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -
     ):
         copier.copy(targets, sources)
     else:
-        _in_torch(targets, sources)
+        copy_in_torch(targets, sources)
 
 
-def _in_torch(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+def copy_in_torch(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
     """Short ones in a kernel for each dtype, others by themselves."""
     together: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):

@@ -133,7 +133,7 @@ def models(atoms: str) -> dict[str, Call]:
         found |= {
             f"{count} atoms: replays": lambda g=graph: f"{1e3 * milliseconds(g.replay):.1f}",
             f"{count} atoms: copied in by torch": lambda t=targets, i=inputs: times(
-                lambda: copying._in_torch(t, i)
+                lambda: copying.copy_in_torch(t, i)
             ),
             f"{count} atoms: in one launch": lambda t=targets, i=inputs: times(
                 lambda: copying.copy_all(t, i)

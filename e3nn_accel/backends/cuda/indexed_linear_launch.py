@@ -172,7 +172,7 @@ class IndexedLinearKernels:
         self, kind: str, shape: torch.Size, weights: torch.Size, device: torch.device
     ) -> _Launch:
         """Found once for each shape: a small system's time is the host's."""
-        rows, multiple = shape[0], multiprocessors(device)
+        rows, processors = shape[0], multiprocessors(device)
         side = self.sides[kind]
         if tuple(shape) != (rows, side.in_row) or tuple(weights) != (self.paths.weights,):
             raise ValueError(
@@ -180,7 +180,7 @@ class IndexedLinearKernels:
             )
         fine = self._rows[kind, True]
         # rows that leave a device without work unless they are cut finely
-        few = rows // fine.nodes * fine.items <= FEW_BLOCKS * multiple
+        few = rows // fine.nodes * fine.items <= FEW_BLOCKS * processors
         kernels = self._loaded(kind, device, few)
         halves = self._halves.get(kind)
         if rows and not few and halves is not None:
@@ -188,7 +188,7 @@ class IndexedLinearKernels:
         cut = self._rows[kind, few]
         blocks, slices = cut.blocks(rows), 1
         if cut.sliced and rows:
-            slices = slices_of(blocks, cut.steps, multiple)
+            slices = slices_of(blocks, cut.steps, processors)
         return _Launch(None, kernels, blocks, slices, (slices * rows, cut.row), cut.whole)
 
     def rows(

@@ -62,7 +62,7 @@ class LinearInHalves:
         self._blocks = [(self.cut.rows // dim, here) for dim, _, here in self._by_dim]
         self._whole = side.covered == side.out_row
         of_items = len(self._items) * self.cut.columns
-        self._halves = self._chunks * CHUNK * self.cut.columns + of_items
+        self._room_for_halves = self._chunks * CHUNK * self.cut.columns + of_items
         self._cutters = (of_items // COLUMNS_OF_A_CUTTER, 1, 1)
 
     @staticmethod
@@ -149,7 +149,7 @@ class LinearInHalves:
     ) -> torch.Tensor:
         """[rows, out]; both tensors begin where a copy may."""
         halve_weights, product = kernels
-        rows, columns, halves = x.shape[0], self.side.out_row, new_rows(w, 1, self._halves)
+        rows, columns, halves = x.shape[0], self.side.out_row, new_rows(w, 1, self._room_for_halves)
         halve_weights(self._cutters, CUTTERS, w, halves)
         out = new_rows(x, rows, columns) if self._whole else x.new_zeros((rows, columns))
         product((blocks, 1, 1), BLOCK, x, halves, rows, out, shared=self._shared)
