@@ -1,21 +1,23 @@
 """Parts of a captured call that run beside the rest of it.
 
 A CUDA graph runs kernels in the order in which one stream was given them, one after the other, and with few
-atoms none of them fills the device. Radial MLPs wait for nothing but the lengths of edges, and nobody but
-the edges' own derivative waits for their gradients: captured on a stream of their own, they and their
-gradients (autograd gives a node's the stream of its forward) are a branch of the graph. So is what is made of
-the batch or of frozen weights alone: the order of nodes by species, weights in a reduced basis.
+atoms none of them fills the device. So a capture has two more streams, each a branch of the graph:
 
-Memory that one stream frees is taken again without waiting for the other. What passes between the two is
+- Beside: radial MLPs wait for nothing but the lengths of edges, and nobody but the edges' own derivative waits
+  for their gradients (autograd gives a node's the stream of its forward).
+- Ahead: what is made of the batch or of frozen weights alone, the order of nodes by species, weights in a
+  reduced basis or cut in halves. It waits for nothing that the model computes, and is waited for where it is used.
+
+Memory that one stream frees is taken again without waiting for the others. What passes between them is
 therefore kept until the capture ends.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -31,33 +33,47 @@ Run = Callable[..., torch.Tensor]
 Found = TypeVar("Found")
 
 
-class Branch:
-    """Of one capture: a second stream, and what passed between it and the first."""
+class Streams(NamedTuple):
+    """Of a capture's branches."""
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.stream = stream
+    beside: torch.cuda.Stream
+    ahead: torch.cuda.Stream
+
+
+class Branches:
+    """Of one capture: two more streams, and what passed between them and the first."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
         self._kept: list[object] = []
-        self._begun: torch.cuda.Event = torch.cuda.current_stream(stream.device).record_event()
+        self._used: set[torch.cuda.Stream] = set()
+        self._begun: torch.cuda.Event = _current(streams.beside.device).record_event()
         self._ready: dict[tuple[int, int | None], torch.cuda.Event] = {}
 
     def run(self, run: Run, x: torch.Tensor, others: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """On the second stream, as soon as ``x`` is there; ``others`` were there before the capture."""
-        main = torch.cuda.current_stream(x.device)
-        self.stream.wait_event(self.when_ready(x))
-        with torch.cuda.stream(self.stream):
+        """Beside the rest, as soon as ``x`` is there; ``others`` were there before the capture."""
+        main, stream = _current(x.device), self._using(self.streams.beside)
+        stream.wait_event(self.when_ready(x))
+        with torch.cuda.stream(stream):
             out = run(self._with_its_gradient_kept(x.view_as(x)), *others)
-        main.wait_stream(self.stream)
+        main.wait_stream(stream)
         return self._with_its_gradient_kept(out)
 
-    def find(self, find: Callable[[], Found], of: Sequence[torch.Tensor]) -> Found:
-        """On the second stream, as soon as all of them are there."""
+    def find(self, find: Callable[[], Found], of: Sequence[torch.Tensor]) -> Early[Found]:
+        """Ahead of the rest, as soon as all of them are there."""
+        stream = self._using(self.streams.ahead)
         for t in of:
-            self.stream.wait_event(self.when_ready(t))
-        with torch.cuda.stream(self.stream):
+            stream.wait_event(self.when_ready(t))
+        with torch.cuda.stream(stream):
             found = find()
-        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
         self._kept.append(found)
-        return found
+        return Early(found, stream.record_event(), stream.device)
+
+    def join(self, main: torch.cuda.Stream) -> None:
+        """A capture ends in the stream where it began: what was begun ahead, and perhaps not used, ends before."""
+        for stream in self.streams:
+            if stream in self._used:
+                main.wait_stream(stream)
 
     def when_ready(self, x: torch.Tensor) -> torch.cuda.Event:
         """An event after what computed ``x``, the earliest that is known."""
@@ -66,8 +82,12 @@ class Branch:
         key = id(x), version_counter(x)
         if key not in self._ready:
             self._kept.append(x)  # another could get its number
-            self._ready[key] = torch.cuda.current_stream(x.device).record_event()
+            self._ready[key] = _current(x.device).record_event()
         return self._ready[key]
+
+    def _using(self, stream: torch.cuda.Stream) -> torch.cuda.Stream:
+        self._used.add(stream)
+        return stream
 
     def _with_its_gradient_kept(self, t: torch.Tensor) -> torch.Tensor:
         self._kept.append(t)
@@ -76,49 +96,90 @@ class Branch:
         return t
 
 
-class _OfThread(threading.local):
-    branch: Branch | None = None
+@dataclass(frozen=True)
+class Early(Generic[Found]):
+    """What was begun, perhaps ahead of the rest.
+
+    Attributes:
+        found: To be read by whoever has waited.
+        when: An event after it; None where whatever comes next comes after it.
+        device: The event's.
+    """
+
+    found: Found
+    when: torch.cuda.Event | None = None
+    device: torch.device | None = None
+
+    def get(self) -> Found:
+        """It, waited for by the current stream."""
+        if self.when is not None:
+            assert self.device is not None
+            _current(self.device).wait_event(self.when)
+        return self.found
 
 
-_here = _OfThread()
+_of_stream: dict[torch.cuda.Stream, Branches] = {}
+"""By each stream of a capture: autograd's thread, whose gradients are captured, too, has those of the forward."""
 
 
 @contextmanager
-def branching(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """Around a capture, whose second stream ``stream`` is; None: it has none."""
-    before, _here.branch = _here.branch, None if stream is None else Branch(stream)
+def branching(streams: Streams | None) -> Iterator[None]:
+    """Around a capture on the current stream, and its branches' streams; None: it has none."""
+    if streams is None:
+        yield
+        return
+    main = _current(streams.beside.device)
+    branches = Branches(streams)
+    _of_stream.update(dict.fromkeys((main, *streams), branches))
     try:
         yield
+        branches.join(main)
     finally:
-        _here.branch = before
+        for stream in (main, *streams):
+            del _of_stream[stream]
 
 
 def is_ready(x: torch.Tensor) -> torch.Tensor:
     """What was just computed, noted: nothing that comes between is waited for by what runs beside and reads it."""
-    if _here.branch is not None:
-        _here.branch.when_ready(x)
+    branches = _branches_of(x)
+    if branches is not None:
+        branches.when_ready(x)
     return x
 
 
-def early(find: Callable[[], Found], of: Sequence[torch.Tensor | None]) -> Found:
-    """What ``find`` makes of these, which nothing differentiates; in a capture with a branch as early as may be."""
-    branch = _here.branch
-    if branch is None:
-        return find()
+def begun(find: Callable[[], Found], of: Sequence[torch.Tensor | None]) -> Early[Found]:
+    """What ``find`` makes of these, which nothing differentiates; in a capture with branches as early as may be."""
     there = [t for t in of if t is not None]
-    return find() if any(map(_fills_the_device, there)) else branch.find(find, there)
+    branches = _branches_of(there[0]) if _of_stream and there else None
+    if branches is None or any(map(_fills_the_device, there)):
+        return Early(find())
+    return branches.find(find, there)
+
+
+def early(find: Callable[[], Found], of: Sequence[torch.Tensor | None]) -> Found:
+    """The same, waited for."""
+    return begun(find, of).get() if _of_stream else find()
 
 
 def beside(run: Run) -> Run:
     """``run`` of (rows, weights), beside the rest where that pays."""
 
     def branched(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        branch = _here.branch
-        if branch is None or _fills_the_device(x):
+        branches = _branches_of(x)
+        if branches is None or _fills_the_device(x):
             return run(x, *weights)
-        return branch.run(run, x, weights)
+        return branches.run(run, x, weights)
 
     return branched
+
+
+def _branches_of(x: torch.Tensor) -> Branches | None:
+    """Of the capture that the current stream is of."""
+    return _of_stream.get(_current(x.device)) if _of_stream else None
+
+
+def _current(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.current_stream(device)
 
 
 def _fills_the_device(t: torch.Tensor) -> bool:

@@ -10,6 +10,11 @@ same sums, as deterministic, without a sort of its own (`ops.gathers`):
 - a structure's cell for each edge, ``cell[batch[sender]]``: by the edge's sender, then by the structure;
 - an atom's energy by its head, ``energies[arange, heads]``: one number of each row.
 
+Where a model has one head, each atom takes what there is, and no kernel is needed, neither for that nor for the
+scale and shift of its energy, ``scale[heads]``. (Another head's number is an error that torch finds on the device,
+and stops the program for; here nobody looks. The calls before a capture do.) Nor is one needed for a narrow part
+that is the whole, as e3nn's activation takes it, whose gradient torch copies into zeros.
+
 Strains are applied without cuBLAS, too (`ops.small_products`).
 
 Whoever makes MACE's forward eagerly pays for `QuickGathers` at each torch function that is called within it,
@@ -88,12 +93,19 @@ class QuickGathers(TorchFunctionMode):
             return torch.Tensor.__setitem__(rows, index, _on_its_device(rows, index, value))
         if is_vectors_by_matrices(func, args, kwargs):
             return vectors_by_matrices(*args[1:])
+        if func is torch.Tensor.narrow and _is_whole(*args, **(kwargs or {})):
+            return args[0].view_as(args[0])
         out = func(*args, **(kwargs or {}))
         if func is torch.arange and len(args) == 1:
             self._counting[id(out)] = out
         return out
 
     def _taken(self, rows: torch.Tensor, index: Any) -> Any:
+        if type(index) is tuple and self._one_of_each(rows, index):
+            if rows.shape[1] == 1 and _takes_the_only_one(index[1]):
+                return rows.squeeze(1)
+        elif _one_number(rows, index) and _takes_the_only_one(index):
+            return rows.expand(index.shape)
         if _differentiated(rows):
             sums = self._sums(rows, index)
             if sums is not None:
@@ -154,6 +166,11 @@ def _is_of_numbers(index: Any) -> bool:
     return isinstance(index, torch.Tensor) and index.dtype not in (torch.bool, torch.uint8)
 
 
+def _is_whole(rows: torch.Tensor, dim: Any = None, start: Any = None, length: Any = None) -> bool:
+    dims = rows.dim()
+    return type(dim) is int and start == 0 and -dims <= dim < dims and length == rows.shape[dim]
+
+
 def _differentiated(rows: torch.Tensor) -> bool:
     return (
         rows.requires_grad
@@ -165,6 +182,15 @@ def _differentiated(rows: torch.Tensor) -> bool:
 
 def _an_index(index: Any) -> bool:
     return type(index) is torch.Tensor and index.dtype == torch.int64 and index.dim() == 1
+
+
+def _one_number(rows: torch.Tensor, index: Any) -> bool:
+    return rows.shape == (1,) and _an_index(index) and index.device == rows.device
+
+
+def _takes_the_only_one(index: torch.Tensor) -> bool:
+    """On a GPU taken for granted, where to look is to wait; elsewhere another is torch's error."""
+    return index.is_cuda or bool(((index == 0) | (index == -1)).all())
 
 
 def _few(rows: torch.Tensor, index: torch.Tensor) -> bool:

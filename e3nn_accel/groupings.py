@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from e3nn_accel.branches import early
+from e3nn_accel.branches import Early, begun
 from e3nn_accel.compat import version_counter
 from e3nn_accel.tensor_keys import OfTensors
 
@@ -147,6 +147,17 @@ def neighbours_of(
     return shared(edge_index, f"neighbours {nodes}", lambda index: by(index, nodes))
 
 
+def neighbours_begun(edge_index: torch.Tensor, nodes: int) -> Early[Neighbours]:
+    """The same, which in a capture isn't waited for yet."""
+    version = version_counter(edge_index)
+    if version is None or not captured(edge_index):
+        return Early(neighbours_of(edge_index, nodes))
+    by = finders.get(edge_index.device.type, find_neighbours)
+    return _found_in_capture(
+        edge_index, version, f"neighbours {nodes}", lambda index: by(index, nodes)
+    )
+
+
 def in_torch(attrs: torch.Tensor) -> NodesBySpecies:
     """Rows of ``attrs`` [.., species] by their single non-zero, of any number of species."""
     kinds = attrs.shape[-1]
@@ -238,7 +249,7 @@ def shared(tensor: torch.Tensor, kind: str, find: Callable[[torch.Tensor], Group
     if version is None:
         return find(tensor)
     if captured(tensor):
-        return _found_in_capture(tensor, version, kind, find)
+        return _found_in_capture(tensor, version, kind, find).get()
     kept = _cache.get(tensor)
     if kept is None:
         _cache.put(tensor, kept := {})
@@ -271,7 +282,7 @@ def one_capture() -> Iterator[None]:
 
 def _found_in_capture(
     tensor: torch.Tensor, version: int, kind: str, find: Callable[[torch.Tensor], Grouping]
-) -> Grouping:
+) -> Early[Grouping]:
     """Each replay finds it anew, from what the tensor holds then; before the first it is nowhere.
 
     So it serves other operations of the same capture alone, and only where one begins and ends is known.
@@ -279,10 +290,10 @@ def _found_in_capture(
     found: dict[Any, Any] | None = getattr(_capture, "found", None)
     key = (id(tensor), version, kind)
     if found is not None and key in found:
-        grouping: Grouping = found[key][1]
-        return grouping
+        known: Early[Grouping] = found[key][1]
+        return known
     with torch.no_grad():
-        grouping = early(lambda: find(tensor.detach()), (tensor,))
+        grouping = begun(lambda: find(tensor.detach()), (tensor,))
     if found is not None:
         found[key] = tensor, grouping  # the tensor, too: another could have its number
     return grouping

@@ -36,6 +36,7 @@ def install(config: Config, registry: Registry) -> None:
         _change_when_imported(f"{mace_models.MODULE}:{name}", _replay_calls)
     for module in mace_models.PREPARING:
         _change_when_imported(f"{module}:{mace_models.PREPARES}", _gather_quickly(module))
+    _change_when_imported(mace_models.EDGES, _find_edges_by_kernels)
     path = f"{mace_calculator.MODULE}:{mace_calculator.CLASS}"
     _change_when_imported(path, _reuse_neighbours)
     log.info("enabled: %s", config)
@@ -112,6 +113,14 @@ def _gather_quickly(module: str) -> Callable[[Any], None]:
         active.interception.set(sys.modules[module], prepare.__name__, in_preparation(prepare))
 
     return change
+
+
+def _find_edges_by_kernels(stock: Any) -> None:
+    from e3nn_accel.edge_geometry import by_kernels
+
+    assert active.interception is not None
+    module = sys.modules[stock.__module__]
+    active.interception.set(module, stock.__name__, by_kernels(stock))
 
 
 def _reuse_neighbours(calculator: type) -> None:

@@ -1,6 +1,7 @@
 """MACE's models: a whole call of one may be captured once and replayed (`e3nn_accel.graphs`).
 
-Where it isn't, the function that prepares the graph takes rows by quick gathers (`e3nn_accel.gathers`).
+Where it isn't, the function that prepares the graph takes rows by quick gathers (`e3nn_accel.gathers`). In captures
+edges' vectors and lengths are found by kernels (`e3nn_accel.edge_geometry`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ CLASSES = ("MACE", "ScaleShiftMACE")
 PREPARES = "prepare_graph"
 """A function that the modules below have by this name."""
 PREPARING = (MODULE, "mace.modules.extensions")
+EDGES = "mace.modules.utils:get_edge_vectors_and_lengths"
+"""What that function asks for vectors and lengths of edges."""
 
 
 def call_for(cls: type[torch.nn.Module], calls: ModelCalls) -> Callable[..., Any]:

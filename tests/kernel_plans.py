@@ -24,6 +24,7 @@ from e3nn_accel.backends.cuda import (
 )
 from e3nn_accel.backends.cuda import spherical_harmonics as harmonics_plan
 from e3nn_accel.backends.cuda.convolution_kernels import KINDS, FusedConvolution, Variant
+from e3nn_accel.backends.cuda.edge_vectors import EdgeVectors
 from e3nn_accel.backends.cuda.edges import EdgeSort
 from e3nn_accel.backends.cuda.group_sums import MOST_COLUMNS, GroupSums
 from e3nn_accel.backends.cuda.real import REAL
@@ -211,6 +212,10 @@ def _edges(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
     return [EdgeSort(Config()).program]
 
 
+def _edge_vectors(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
+    return [EdgeVectors(Config()).program(dtype)]
+
+
 def _copies(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
     return [TensorCopies(Config()).program]
 
@@ -302,6 +307,7 @@ PLANS = {
     "radial embedding": RecordedPlan(_radial_embedding, BOTH),
     "reshape of irreps": RecordedPlan(_reshape, BOTH),
     "edges of small graphs": RecordedPlan(_edges, (torch.float32,)),
+    "vectors of edges": RecordedPlan(_edge_vectors, BOTH),
     "copies of tensors": RecordedPlan(_copies, (torch.float32,)),
     "sums of groups and shares": RecordedPlan(_sums, BOTH),
 }

@@ -172,6 +172,64 @@ def test_wrong_indices_are_torchs_errors(take: Take) -> None:
     assert str(found.value) == str(expected.value)
 
 
+ONLY_ONE: dict[str, tuple[Take, tuple[int, ...]]] = {
+    "a head": (lambda rows: rows[torch.arange(4), torch.tensor([0, -1, 0, 0])], (4, 1)),
+    "a scale": (lambda rows: rows[torch.tensor([0, -1, 0])], (1,)),
+    "a scale of nothing": (lambda rows: rows[torch.zeros(0, dtype=torch.int64)], (1,)),
+    "the whole": (lambda rows: rows.narrow(1, 0, 3), (2, 3)),
+    "the whole, by its last": (lambda rows: rows.narrow(-1, 0, 3), (2, 3)),
+}
+
+
+@pytest.mark.parametrize(("take", "shape"), ONLY_ONE.values(), ids=list(ONLY_ONE))
+def test_the_only_choice_is_a_view(take: Take, shape: tuple[int, ...]) -> None:
+    """Nothing is copied, forward or back."""
+    rows = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    def quickly(rows: torch.Tensor) -> torch.Tensor:
+        with QuickGathers():
+            return take(rows)
+
+    found = quickly(rows)
+    assert torch.equal(found, take(rows))
+    assert found.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr()
+    assert not nodes_of(found) or {
+        "IndexBackward0",
+        "NarrowBackward0",
+        "SliceBackward0",
+    }.isdisjoint(nodes_of(found).split())
+    torch.autograd.gradcheck(quickly, rows)
+    torch.autograd.gradgradcheck(quickly, rows)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda rows: rows[torch.arange(4), torch.tensor([0, 1, 0, 0])],
+        lambda rows: rows[torch.arange(4), torch.tensor([0, -2, 0, 0])],
+        lambda rows: rows[:1, 0][torch.tensor([0, 1])],
+        lambda rows: rows.narrow(1, 0, 2),
+        lambda rows: rows.narrow(2, 0, 1),
+    ],
+)
+def test_what_is_none_is_torchs_error(take: Take) -> None:
+    rows = torch.zeros((4, 1), requires_grad=True)
+    with pytest.raises((IndexError, RuntimeError)) as expected:
+        take(rows)
+    with QuickGathers(), pytest.raises(expected.type) as found:
+        take(rows)
+    assert str(found.value) == str(expected.value)
+
+
+def test_a_part_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what isn't asked for by numbers."""
+    rows = torch.randn(2, 3)
+    with QuickGathers():
+        assert torch.equal(rows.narrow(1, 0, 2), rows[:, :2])
+        assert torch.equal(rows.narrow(1, torch.tensor(0), 3), rows)
+        assert torch.equal(rows.narrow(dim=1, start=0, length=3), rows)
+
+
 def test_an_index_changed_since_is_torchs_error() -> None:
     """Not another gradient."""
     rows, index = torch.zeros((2, 3), requires_grad=True), torch.zeros(4, dtype=torch.int64)

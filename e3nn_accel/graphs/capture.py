@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
-from e3nn_accel.branches import branching
+from e3nn_accel.branches import Streams, branching
 from e3nn_accel.compat import current_stream_function
 from e3nn_accel.graphs.outputs import Produced
 from e3nn_accel.groupings import one_capture
@@ -117,7 +117,7 @@ class CudaLane:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._beside = torch.cuda.Stream(device)
+        self._branches = Streams(torch.cuda.Stream(device), torch.cuda.Stream(device))
         self._pool = torch.cuda.graph_pool_handle()
         self._last: torch.cuda.Stream | None = None
         self._last_address = -1
@@ -150,7 +150,7 @@ class CudaLane:
             torch.cuda.empty_cache()  # of the warm-up: the graph has a pool of its own
             before = torch.cuda.memory_reserved()
             # of a training step the gradients are a graph of their own: no stream could join the two
-            graph, produced = self._capture(run, self._beside if derivative is None else None)
+            graph, produced = self._capture(run, self._branches if derivative is None else None)
             recording = CudaRecording(graph, replace(produced, live=None), 0, derivative)
             if derivative is not None:
                 recording.of_gradients, recording.gradients = self._capture(
@@ -168,7 +168,7 @@ class CudaLane:
         current.wait_stream(self._stream)
 
     def _capture(
-        self, run: Callable[[], Found], beside: torch.cuda.Stream | None = None
+        self, run: Callable[[], Found], branches: Streams | None = None
     ) -> tuple[torch.cuda.CUDAGraph, Found]:
         graph = torch.cuda.CUDAGraph()
         try:
@@ -176,7 +176,7 @@ class CudaLane:
                 # other threads may do on the device what they like meanwhile
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
-                    with one_capture(), branching(beside):
+                    with one_capture(), branching(branches):
                         found = run()
                 except BaseException:
                     with contextlib.suppress(RuntimeError):

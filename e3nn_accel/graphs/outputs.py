@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from e3nn_accel.branches import is_ready
+from e3nn_accel.edge_geometry import while_captured
 from e3nn_accel.gathers import QuickGathers
 from e3nn_accel.graphs.copying import copy_all
 from e3nn_accel.graphs.padding import AXES, GRAPHS, NODES, Axis, Capacity, Size
@@ -106,7 +107,7 @@ def produce(
     """
     before = {name: tensor.detach() for name, tensor in inputs.items()}
     batch = {name: is_ready(tensor) for name, tensor in before.items()}
-    with QuickGathers():
+    with QuickGathers(), while_captured():
         returned = forward(batch)
     if type(returned) is not dict:
         raise NotCapturable(f"forward returned a {type(returned).__name__}")

@@ -42,9 +42,11 @@ from reshape_parity import built as reshape
 
 from e3nn_accel import compile, groupings, launch
 from e3nn_accel.backends.cuda import contraction_kernels
+from e3nn_accel.backends.cuda.edge_vectors import EdgeVectors
 from e3nn_accel.backends.cuda.group_sums import GroupSums
 from e3nn_accel.backends.cuda.tensor_copies import TensorCopies
 from e3nn_accel.config import Config
+from e3nn_accel.ops.edge_vectors import Edges, edge_vectors
 from e3nn_accel.ops.gathers import grouped, taken
 
 Call = Callable[..., torch.Tensor]
@@ -72,6 +74,19 @@ def sums_by_groups(dtype: torch.dtype) -> Iterator[Work]:
     for shape in ((3,), (3, 3)):
         rows = draw((41, *shape), 3, dtype)
         yield torch.nn.Module(), lambda x: taken(x, (ends[1],), sums) ** 3, [rows]
+
+
+def vectors_of_edges(dtype: torch.dtype) -> Iterator[Work]:
+    """Some atoms have no edge."""
+    ends = torch.randint(40, (2, 700), device="cuda")
+    neighbours = groupings.find_neighbours(ends, 41)
+    of = Edges(ends, lambda: neighbours, EdgeVectors(Config()))
+
+    def call(x: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+        vectors, lengths = edge_vectors(x, shifts, of)
+        return vectors * lengths
+
+    yield torch.nn.Module(), call, [draw((41, 3), 3, dtype), draw((700, 3), 4, dtype)]
 
 
 def products(dtype: torch.dtype) -> Iterator[Work]:
@@ -150,6 +165,7 @@ KINDS: dict[str, Callable[[torch.dtype], Iterator[Work]]] = {
     for kind in (
         convolutions,
         sums_by_groups,
+        vectors_of_edges,
         products,
         linears,
         skip_connections,

@@ -53,13 +53,13 @@ def moved(batch: dict[str, Any], seed: int) -> dict[str, Any]:
 def test_the_same_bits(shape: str, stress: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient that is read while its memory has been taken again would differ, sooner or later."""
     beside: list[torch.Tensor] = []
-    run = branches.Branch.run
+    run = branches.Branches.run
 
-    def noted(branch: branches.Branch, of: Any, x: torch.Tensor, others: Any) -> torch.Tensor:
+    def noted(branch: branches.Branches, of: Any, x: torch.Tensor, others: Any) -> torch.Tensor:
         beside.append(x)
         return run(branch, of, x, others)
 
-    monkeypatch.setattr(branches.Branch, "run", noted)
+    monkeypatch.setattr(branches.Branches, "run", noted)
     model = build(shape).cuda().requires_grad_(False).eval()
     atoms = silicon(64) if shape == "mp0-medium" else structure(shape, 81)
     batch = structures.cast(
@@ -78,7 +78,7 @@ def test_the_same_bits(shape: str, stress: bool, monkeypatch: pytest.MonkeyPatch
 
 def test_a_large_graph_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernels fill the device, and what is kept would be much."""
-    monkeypatch.setattr(branches.Branch, "run", lambda *given: pytest.fail("beside the rest"))
+    monkeypatch.setattr(branches.Branches, "run", lambda *given: pytest.fail("beside the rest"))
     model = build("tiny").cuda().requires_grad_(False).eval()
     monkeypatch.setattr(branches, "MOST_ROWS", 100)
     batch = structures.cast(

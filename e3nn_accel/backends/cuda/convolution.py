@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from e3nn_accel import edge_geometry
 from e3nn_accel.backends.cuda.convolution_kernels import FusedConvolution
+from e3nn_accel.backends.cuda.edge_vectors import EdgeVectors
 from e3nn_accel.backends.cuda.edges import EdgeSort
 from e3nn_accel.backends.cuda.group_sums import GroupSums
 from e3nn_accel.backends.cuda.tensor_copies import TensorCopies
@@ -36,9 +38,10 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     """Kernels for one product; compiled at their first use."""
     kernels = FusedConvolution(descriptor.product, context)
     edges, sums = EdgeSort(context.config), GroupSums(context.config)
-    copies = TensorCopies(context.config)
+    copies, vectors = TensorCopies(context.config), EdgeVectors(context.config)
     if context.device.type == "cuda":  # for all that asks for neighbours, or sums over them, there
         finders["cuda"], adders["cuda"], copiers["cuda"] = edges.find, sums, copies
+        edge_geometry.kernels["cuda"] = vectors
 
     def run(
         x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, edge_index: torch.Tensor
@@ -58,5 +61,8 @@ def plan(descriptor: ConvolutionDescriptor, context: PlanContext) -> Plan:
     strategy = f"fused kernel, {sum(len(g.terms) for g in kernels.groups)} paths" + (
         f" in {count} parts" if count > 1 else ""
     )
-    of_graphs = edges.program, sums.program(OF_A_POSITION, context.dtype), copies.program
+    of_graphs = (
+        edges.program, sums.program(OF_A_POSITION, context.dtype), copies.program,
+        vectors.program(context.dtype),
+    )  # fmt: skip
     return Plan("cuda", descriptor, strategy, run, (*kernels.programs(), *of_graphs), gradients)
