@@ -1,7 +1,13 @@
-"""``mace.modules.symmetric_contraction.SymmetricContraction``."""
+"""``mace.modules.symmetric_contraction.SymmetricContraction``.
+
+A call has up to a dozen weights, each to be looked at, and the host's time is a small system's. So what was found of
+operands is kept by all that it was found from, and a call like one before is known at a glance.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,6 +21,11 @@ from e3nn_accel.patches.arguments import mismatch
 CLASS = "mace.modules.symmetric_contraction:SymmetricContraction"
 _FALLING = tuple(str(n) for n in reversed(range(16)))
 """Names in a list of parameters."""
+MOST_KINDS = 256
+"""Of operands that are remembered: nodes come and go."""
+_facts = attrgetter("__class__", "dtype", "device", "layout", "shape")
+_facts_of_weight = attrgetter("__class__", "dtype", "device", "layout")
+_well_formed: set[Hashable] = set()
 
 
 def weights_of(contraction: Any) -> list[torch.Tensor]:
@@ -27,7 +38,7 @@ def weights_of(contraction: Any) -> list[torch.Tensor]:
     lower = contraction._modules.get("weights")
     if lower is not None and len(lower) <= len(_FALLING):
         parameters = lower._parameters
-        found = [parameters.get(name) for name in _FALLING[len(_FALLING) - len(lower) :]]
+        found = list(map(parameters.get, _FALLING[len(_FALLING) - len(parameters) :]))
         found.append(contraction._parameters.get("weights_max"))
         if all([weight is not None for weight in found]):
             return found
@@ -37,18 +48,40 @@ def weights_of(contraction: Any) -> list[torch.Tensor]:
 
 def bind(module: Any, x: Any, y: Any) -> Call | str:
     """The operands of ``SymmetricContraction.forward``: features, node_attrs and every weight."""
-    contractions = list(module._modules["contractions"]._modules.values())
-    weights = [weight for contraction in contractions for weight in weights_of(contraction)]
+    contractions = module._modules["contractions"]._modules
+    weights: list[Any] = []
+    for contraction in contractions.values():
+        weights += weights_of(contraction)
+    components = contractions["0"]._buffers["U_matrix_1"].shape[-2]
+    if torch.compiler.is_compiling():  # which can't trace what follows
+        return _wrong(x, y, weights, components) or Call("contraction", (x, y, *weights))
+    try:
+        first = weights[0].shape  # of the others the plan knows
+        facts = _facts(x), _facts(y), *map(_facts_of_weight, weights)
+        kind: Hashable = (components, first, *facts)
+    except AttributeError:  # of what is no tensor
+        kind = None
+    if kind not in _well_formed or compat.autocast_takes(x):
+        reason = _wrong(x, y, weights, components)
+        if reason:
+            return reason
+        if len(_well_formed) >= MOST_KINDS:
+            _well_formed.clear()
+        _well_formed.add(kind)
+    return Call("contraction", (x, y, *weights))
+
+
+def _wrong(x: Any, y: Any, weights: list[Any], components: int) -> str:
+    """Why stock MACE takes operands, or an empty string."""
     reason = mismatch(x, y, *[w for w in weights if type(w) is Parameter or not _is_empty(w)])
     if reason:
         return reason
     if x.dim() != 3 or y.dim() != 2 or x.shape[0] != y.shape[0]:
         return f"x of shape {tuple(x.shape)} and node_attrs of shape {tuple(y.shape)}, wanted [nodes, ..] of both"
     species, _, channels = weights[0].shape
-    components = contractions[0]._buffers["U_matrix_1"].shape[-2]
     if x.shape[1:] != (channels, components) or y.shape[1] != species:
         return f"x of shape {tuple(x.shape)}, node_attrs of shape {tuple(y.shape)}"
-    return Call("contraction", (x, y, *weights))
+    return ""
 
 
 def _is_empty(weight: torch.Tensor) -> bool:

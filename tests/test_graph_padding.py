@@ -218,6 +218,42 @@ def test_sizes_that_come_and_go(together: int, monkeypatch: pytest.MonkeyPatch) 
         same_tensors(static, new)
 
 
+def test_the_same_size_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What copies to where the last batch of that size lay serves the next, unless one lies in pieces."""
+    inputs, sizes, capacity = sizes_in_turns()
+    empty = dummies(inputs[0], AXES, capacity, CUTOFF, {})
+    made: list[int] = []
+    served: list[int] = []
+
+    def copies_to(targets: list[torch.Tensor]) -> copying.Copy:
+        made.append(len(targets))
+
+        def copy(sources: Any) -> None:
+            served.append(len(sources))
+            copying.copy_all(targets, sources)
+
+        return copy
+
+    monkeypatch.setattr(buffers, "copies_to", copies_to)
+    static = StaticInputs(empty, AXES, capacity)
+    # every second batch's edges lie in pieces
+    for n, (many, few) in ((0, (0, 0)), (0, (1, 0)), (0, (1, 1)), (1, (1, 1)), (1, (2, 1)), (1, (2, 1)), (0, (2, 1)),
+                           (0, (3, 1)), (0, (3, 2)), (2, (3, 2)), (2, (4, 2)), (2, (4, 3))):  # fmt: skip
+        drawn = {
+            name: torch.randn_like(t) if t.is_floating_point() else t.clone()
+            for name, t in inputs[n].items()
+        }
+        if n == 1:
+            drawn["edge_index"] = drawn["edge_index"].T.contiguous().T
+        new = StaticInputs(empty, AXES, capacity)
+        static.load(drawn, sizes[n])
+        new.load(drawn, sizes[n])
+        same_tensors(static, new)
+        assert (len(made), len(served)) == (many, few), n
+    parts = len(inputs[0]) + 1  # edge_index has two
+    assert set(made) == set(served) == {parts}
+
+
 def test_a_load_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left of it in the next."""
     inputs, sizes, capacity = sizes_in_turns()

@@ -44,6 +44,7 @@ class BatchReader:
     def __init__(self, axes: Mapping[str, Axis]) -> None:
         self._axes = axes
         self._known: dict[Hashable, Kind] = {}
+        self._signatures: dict[Signature, Signature] = {}
 
     def read(self, data: Any, flags: tuple[str, ...], device: torch.device) -> Request:
         """A call with this batch.
@@ -64,8 +65,13 @@ class BatchReader:
         kind = self._known.get(facts)
         if kind is None or any(map(_is_inference, tensors)):
             kind = kind_of(inputs, self._axes, device)
+            # the same object each time, which is compared at a glance
+            kind = kind._replace(
+                signature=self._signatures.setdefault(kind.signature, kind.signature)
+            )
             if len(self._known) >= MOST_KINDS:
                 self._known.clear()
+                self._signatures.clear()
             self._known[facts] = kind
         return Request(data, flags, kind.size, kind.signature, inputs, kind.axes)
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
-from e3nn_accel.graphs.copying import copy_all
+from e3nn_accel.graphs.copying import Copy, copies_to, copy_all
 from e3nn_accel.graphs.padding import Axis, Capacity, Size
+
+_contiguous = torch.Tensor.is_contiguous
 
 
 class StaticInputs:
@@ -16,6 +18,7 @@ class StaticInputs:
     Attributes:
         tensors: By name, of the size that was captured.
         bytes: What they take.
+        size: Of the batch that they hold; None should copying it have been interrupted.
     """
 
     def __init__(
@@ -30,32 +33,52 @@ class StaticInputs:
         self._capacity = capacity
         self.tensors = {name: tensor.clone() for name, tensor in dummies.items()}
         self.bytes = 2 * sum(t.numel() * t.element_size() for t in self.tensors.values())
-        self._size: Size | None = Size(0, 0, 0)
+        self.size: Size | None = Size(0, 0, 0)
+        self._dims = [(name, axis.dim) for name, axis in self._axes.items()]
+        self._again: Copy | None = None
+        """What copies another batch of the same size."""
         self._real = {
             name: _parts(tensor, self._axes[name], 0, self._axes[name].extra)
             for name, tensor in self.tensors.items()
         }
 
     def load(self, data: Mapping[str, torch.Tensor], size: Size) -> None:
-        """Copy a batch in; rows that were real in the last one and aren't any more become dummies."""
-        before, self._size = self._size, None  # not known, should this be interrupted
+        """Copy a batch in; rows that were real in the last one and aren't any more become dummies.
+
+        Its dtypes and other dimensions are those that were captured.
+        """
+        before, self.size = self.size, None  # not known, should this be interrupted
+        if size == before and self._again is not None:
+            sources = self._sources(data)
+            if all(map(_contiguous, sources)):
+                self._again(sources)
+                self.size = size
+                return
         with torch.no_grad():
             targets: list[torch.Tensor] = []
-            sources: list[torch.Tensor] = []
+            sources = []
             if size != before:
                 self._resize(before, size, targets, sources)
-            for name, real in self._real.items():
+                self._again = None
+            elif self._again is None:
+                self._again = copies_to([part for real in self._real.values() for part in real])
+            for real in self._real.values():
                 targets += real
-                if self._axes[name].dim == 0:
-                    sources.append(data[name])
-                else:
-                    sources += data[name].unbind()
-            copy_all(targets, sources)
+            copy_all(targets, [*sources, *self._sources(data)])
             dummy_graphs = self._capacity.graphs - size.graphs - 1
             if dummy_graphs and size != before:
                 # those before the last have no nodes: they end where the real ones end
                 self.tensors["ptr"].narrow(0, size.graphs + 1, dummy_graphs).fill_(size.nodes)
-        self._size = size
+        self.size = size
+
+    def _sources(self, data: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        for name, dim in self._dims:
+            if dim == 0:
+                found.append(data[name])
+            else:
+                found += data[name].unbind()
+        return found
 
     def _resize(
         self,

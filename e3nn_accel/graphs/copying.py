@@ -5,7 +5,7 @@ torch takes a kernel for each dtype of short tensors, and one for each long one;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Protocol
 
@@ -17,6 +17,9 @@ COPIED_TOGETHER = 1 << 15
 """Numbers of a tensor, at most, that torch should copy in one kernel with others: it has few blocks for each."""
 
 _dtype, _contiguous = attrgetter("dtype"), torch.Tensor.is_contiguous
+
+
+Copy = Callable[[Sequence[torch.Tensor]], None]
 
 
 class CopiesTensors(Protocol):
@@ -33,6 +36,10 @@ class CopiesTensors(Protocol):
 
         Autograd doesn't hear of it, nor do version counters.
         """
+        ...
+
+    def copies_to(self, targets: Sequence[torch.Tensor]) -> Copy:
+        """The same of targets that stay where they are, and of sources that are given again and again."""
         ...
 
 
@@ -55,6 +62,14 @@ def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -
         copier.copy(targets, sources)
     else:
         copy_in_torch(targets, sources)
+
+
+def copies_to(targets: Sequence[torch.Tensor]) -> Copy | None:
+    """What copies contiguous sources of the same dtypes and shapes to these, again and again; None: `copy_all` does."""
+    copier = copiers.get("cuda") if targets and targets[0].is_cuda else None
+    if copier is None or len(targets) > copier.most or not all(map(_contiguous, targets)):
+        return None
+    return copier.copies_to(targets)
 
 
 def copy_in_torch(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:

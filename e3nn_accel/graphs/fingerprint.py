@@ -4,8 +4,9 @@ A captured graph reads parameters and buffers where they were: what is written t
 optimiser, an average, load_state_dict) shows in the next replay by itself. Anything else that forward
 depends on is part of the graph, and has to be what it was: where each tensor lies, which modules there
 are, their plain attributes (MACE divides by a float, avg_num_neighbors), and the forward of their classes.
-All of it is looked at in every call, by loops that run in C, for MACE-MP-0 in 60 us on a slow core: where
-tensors lie before a replay, the rest while the device is at work. The old tensors are held until then.
+All of it is looked at in every call, by loops that run in C, for MACE-MP-0 in 60 us on a slow core, while the
+device is at work already (`ModelState._likely`). So the memory that a graph reads is held until then, also where
+a model was moved, or given other tensors, since.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Fingerprint:
         self._hooks = [f[name] for f in fields for name in _HOOKS if name in f]
         self._parameters = list(model.parameters())
         self._tensors = [*self._parameters, *model.buffers()]
+        self._memory = [tensor.detach() for tensor in self._tensors]
         self._addresses = list(map(_address, self._tensors))
         tables = [f[name] for f in fields for name in _CONTENTS]
         own = [(f, name) for f in fields for name in f if name not in _BASE]

@@ -18,7 +18,11 @@ from e3nn_accel.overwriting import OVERWRITTEN, differentiated_once
 
 
 def record(
-    module: torch.nn.Module, request: Request, key: Hashable, capacity: Capacity, lane: Lane
+    module: torch.nn.Module,
+    request: Request,
+    key: tuple[Hashable, ...],
+    capacity: Capacity,
+    lane: Lane,
 ) -> Captured:
     """Capture it, and of a training call its derivative.
 

@@ -24,11 +24,15 @@ class Captured:
         lane: Where it was recorded.
     """
 
-    key: Hashable
+    key: tuple[Hashable, ...]
     capacity: Capacity
     inputs: StaticInputs
     recording: Recording
     lane: Lane
+
+    def takes(self, size: Size) -> bool:
+        """Whether a batch of this size fits, as that of the last call does."""
+        return size is self.inputs.size or self.capacity.takes(size)
 
 
 @dataclass
@@ -48,10 +52,15 @@ class Store:
         """Of device memory, with the inputs."""
         return self.pool + sum(captured.inputs.bytes for captured in self.kept)
 
+    @property
+    def last(self) -> Captured | None:
+        """The most recently used."""
+        return self.kept[-1] if self.kept else None
+
     def find(self, key: Hashable, size: Size) -> Captured | None:
         """The smallest that takes a call, from now on the most recently used."""
-        last = self.kept[-1] if self.kept else None
-        if last is not None and last.key == key and last.capacity.takes(size):
+        last = self.last
+        if last is not None and last.key == key and last.takes(size):
             return last
         fitting = [c for c in self.kept if c.key == key and c.capacity.takes(size)]
         if not fitting:

@@ -34,7 +34,7 @@ class BasisKernels(Protocol):
 
 def change_of_basis(weights: Some, kernels: BasisKernels) -> torch.Tensor:
     """Sum_b T_b W_b."""
-    if torch.is_grad_enabled() and any(w is not None and w.requires_grad for w in weights):
+    if torch.is_grad_enabled() and any([w is not None and w.requires_grad for w in weights]):
         which = tuple(n for n, w in enumerate(weights) if w is not None)
         out: torch.Tensor = _To.apply(*[weights[n] for n in which], which, kernels)  # type: ignore[no-untyped-call]
         return out

@@ -6,6 +6,8 @@ parameters, and nothing of them is kept.
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import torch
 
 from e3nn_accel.backends.cuda.contraction_basis import ChangeOfBasis
@@ -22,6 +24,7 @@ from e3nn_accel.plan import Plan, PlanContext, Refusal, Tensors
 MOST_PATHS = 65535
 """Blocks that a grid has in its second and third direction."""
 MOST_COMPONENTS = 255
+_shape = attrgetter("shape")
 
 
 def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
@@ -40,11 +43,13 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
     used = [n for n, projection in enumerate(paths.projections) if projection.shape[1]]
     basis = ChangeOfBasis([paths.projections[n] for n in used], d.channels, context, str(d))
     shapes = [d.weight_shapes[n] for n in used]
+    all_used = len(used) == len(paths.projections)
 
     def run(x: torch.Tensor, node_attrs: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        if [weights[n].shape for n in used] != shapes:
+        taken = weights if all_used else [weights[n] for n in used]
+        if list(map(_shape, taken)) != shapes:
             raise ValueError(f"weights of other shapes than those of {d}")
-        w = change_of_basis([weights[n] for n in used], basis)
+        w = change_of_basis(taken, basis)
         if node_attrs.requires_grad and torch.is_grad_enabled():
             # a product that torch differentiates, by node_attrs, too; then each node has its own
             nodes = x.shape[0]

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.launch import Kernel, load_all, new_rows
 from e3nn_accel.plan import PlanContext
 
 GROUP = 4
 """Results of a thread."""
 THREADS = 128
+BLOCK = (THREADS, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,14 @@ class ChangeOfBasis:
 
     def to_basis(self, weights: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """All reduced weights [species, paths, channels]; every number is written."""
-        like = next(w for w in weights if w is not None)
+        like = weights[0]
+        if like is None:
+            like = next(w for w in weights if w is not None)
         species = like.shape[0]
-        out = like.new_empty((species, self.reduced, self.channels))
-        kernel, table = self._on(like.device)[0]
-        kernel(self._grid(species, self._to), (THREADS, 1, 1), *weights, table, species, out)
-        return out
+        out = new_rows(like, species * self.reduced, self.channels)
+        kernel, table = (self._loaded.get(like.device) or self._on(like.device))[0]
+        kernel(self._grid(species, self._to), BLOCK, *weights, table, species, out)
+        return out.view(species, self.reduced, self.channels)
 
     def from_basis(
         self, w: torch.Tensor, wanted: Sequence[bool]
@@ -86,7 +89,7 @@ class ChangeOfBasis:
             for paths, want in zip(self.paths, wanted, strict=True)
         )
         kernel, table = self._on(w.device)[1]
-        kernel(self._grid(species, self._from), (THREADS, 1, 1), w, table, species, *found)
+        kernel(self._grid(species, self._from), BLOCK, w, table, species, *found)
         return found
 
     def _grid(self, species: int, items: Sequence[_Item]) -> tuple[int, int, int]:

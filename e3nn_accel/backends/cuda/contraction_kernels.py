@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -20,7 +20,7 @@ from e3nn_accel.backends.cuda.contraction_schedule import (
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies
-from e3nn_accel.launch import Dimensions, Kernel, load_all, multiprocessors
+from e3nn_accel.launch import Dimensions, Kernel, aligned, load_all, multiprocessors, new_rows
 from e3nn_accel.ops.contraction import Pair, Wanted
 from e3nn_accel.plan import PlanContext
 
@@ -31,6 +31,8 @@ NODES_A_SHARE = 16
 PARTIAL_SUMS = 1 << 22
 """Numbers that they may take before they are added up."""
 MOST_SHARES = 128
+MOST_GRIDS = 256
+"""That are remembered, by numbers of nodes: a small system's time is the host's."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Launch:
     layout: Layout
     passes: int
     multiprocessors: int
+    _grids: dict[int, tuple[Dimensions, int]] = field(default_factory=dict)
 
     @cached_property
     def block(self) -> Dimensions:
@@ -50,6 +53,14 @@ class Launch:
 
     def grid_of(self, nodes: int) -> tuple[Dimensions, int]:
         """Blocks where a thread owns a channel of some nodes, and of how many one after the other."""
+        found = self._grids.get(nodes)
+        if found is None:
+            if len(self._grids) >= MOST_GRIDS:
+                self._grids.clear()
+            found = self._grids[nodes] = self._grid_of(nodes)
+        return found
+
+    def _grid_of(self, nodes: int) -> tuple[Dimensions, int]:
         group, chunks = self.layout.group, self.layout.chunks
         each = nodes_each(self.schedule, -(-nodes // group) * chunks, self.multiprocessors)
         return (-(-nodes // (group * each)), chunks, 1), each
@@ -68,6 +79,7 @@ class FusedContraction:
         if self.tables:
             self.paths = paths.expanded()
         self.choice = choice or chosen
+        self._out_row = self.paths.channels * self.paths.outputs
         self._launches: dict[tuple[Kind, bool, torch.device], Launch] = {}
 
     def programs(self) -> list[KernelProgram]:
@@ -124,14 +136,16 @@ class FusedContraction:
         self, x: torch.Tensor, w: torch.Tensor, nodes: NodesBySpecies, h: Pair | None
     ) -> torch.Tensor:
         """Out [nodes, channels * outputs]; every element is written."""
-        count = x.shape[0]
-        out = x.new_empty((count, self.paths.channels * self.paths.outputs))
-        (launch,) = self.launches(("forward",), h is not None, x.device)
+        count, tangent = x.shape[0], h is not None
+        out = new_rows(x, count, self._out_row)
+        launch = self._launches.get(("forward", tangent, x.device))
+        if launch is None:
+            (launch,) = self.launches(("forward",), tangent, x.device)
         hx, hw = h or (None, None)
         grid, each = launch.grid_of(count)
         launch.kernel(
-            grid, launch.block, _aligned(x), w, nodes.attrs, nodes.species, nodes.order,
-            hx if hx is None else _aligned(hx), hw, count, nodes.kinds, each, out,
+            grid, launch.block, aligned(x), w, nodes.attrs, nodes.species, nodes.order,
+            hx if hx is None else aligned(hx), hw, count, nodes.kinds, each, out,
         )  # fmt: skip
         return out
 
@@ -146,7 +160,7 @@ class FusedContraction:
     ) -> Pair:
         """(dx, dw), None where not wanted."""
         hx, hw = h or (None, None)
-        hx, x, count = hx if hx is None else _aligned(hx), _aligned(x), x.shape[0]
+        hx, x, count = hx if hx is None else aligned(hx), aligned(x), x.shape[0]
         dx = dw = None
         needed = tuple(kind for kind, want in zip(KINDS[1:], wanted, strict=True) if want)
         launches = iter(self.launches(needed, h is not None, x.device))
@@ -200,8 +214,3 @@ class FusedContraction:
         """Blocks that share a species' nodes; all nodes may be of one species."""
         most = PARTIAL_SUMS // max(w.numel(), 1)
         return max(1, min(-(-nodes // NODES_A_SHARE), most, MOST_SHARES))
-
-
-def _aligned(t: torch.Tensor) -> torch.Tensor:
-    """Rows are read 16 bytes at a time; a contiguous view may begin anywhere."""
-    return t if t.data_ptr() % 16 == 0 else t.clone()

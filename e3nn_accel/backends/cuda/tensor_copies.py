@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 import torch
@@ -14,6 +14,7 @@ from e3nn_accel.config import Config
 SLOTS = 24
 """Tensors of a launch."""
 THREADS, PIECE = 256, 8192
+BLOCK = (THREADS, 1, 1)
 _address, _bytes = torch.Tensor.data_ptr, attrgetter("nbytes")
 
 
@@ -45,10 +46,18 @@ class TensorCopies:
 
     def copy(self, targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
         """Each source to its target of the same dtype and shape; all are contiguous and on one device."""
+        self.copies_to(targets)(sources)
+
+    def copies_to(
+        self, targets: Sequence[torch.Tensor]
+    ) -> Callable[[Sequence[torch.Tensor]], None]:
+        """What copies sources to these, which stay where they are."""
         kernel = self._entries.on(targets[0].device)["copy_tensors"]
         sizes, none = list(map(_bytes, targets)), [0] * (SLOTS - len(targets))
-        pieces = sum([-(-size // PIECE) for size in sizes])
-        kernel(
-            (pieces, 1, 1), (THREADS, 1, 1),
-            *map(_address, sources), *none, *map(_address, targets), *none, *sizes, *none,
-        )  # fmt: skip
+        grid = sum([-(-size // PIECE) for size in sizes]), 1, 1
+        rest = *none, *map(_address, targets), *none, *sizes, *none
+
+        def copy(sources: Sequence[torch.Tensor]) -> None:
+            kernel(grid, BLOCK, *map(_address, sources), *rest)
+
+        return copy
