@@ -13,7 +13,8 @@
 // whole sectors where edges lie in the order of their atoms, 8 of the orders, 3 b an atom.
 //
 // torch takes five kernels forward and ten back, and with few atoms each takes as long as one of these. Compiled without
-// fused multiply-adds: gradients are rounded as torch's operations and sum_groups.cu round them, to the bit.
+// fused multiply-adds, and squares are added up in torch's order: everything is rounded as torch's operations and sum_groups.cu
+// round it, to the bit, so that a replay has an eager call's numbers.
 
 #include "plan.cuh"  // THREADS
 #include "real.cuh"
@@ -35,15 +36,14 @@ edge_vectors(const real* __restrict__ positions, const long long* __restrict__ e
     if (e >= edges) return;
     const real* from = positions + 3ll * atom_of(edge_index[e], nodes);
     const real* to = positions + 3ll * atom_of(edge_index[edges + e], nodes);
-    real v[3], square = 0;
+    real v[3];
 #pragma unroll
     for (int c = 0; c < 3; c++) {
         v[c] = to[c] - from[c];
         if (shifts) v[c] += shifts[3 * e + c];
-        square += v[c] * v[c];
         vectors[3 * e + c] = v[c];
     }
-    lengths[e] = sqrt(square);
+    lengths[e] = sqrt((v[0] * v[0] + v[2] * v[2]) + v[1] * v[1]);  // as two of torch's threads add three squares up
 }
 
 // g of an edge; dv and dl may be missing, where nothing depends on vectors or on lengths.

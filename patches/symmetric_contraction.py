@@ -6,7 +6,7 @@ operands is kept by all that it was found from, and a call like one before is kn
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -19,12 +19,13 @@ from e3nn_accel.hookspecs import Call, Target, hookimpl
 from e3nn_accel.patches.arguments import mismatch
 
 CLASS = "mace.modules.symmetric_contraction:SymmetricContraction"
-_FALLING = tuple(str(n) for n in reversed(range(16)))
-"""Names in a list of parameters."""
+_FALLING = [tuple(str(n) for n in reversed(range(length))) for length in range(16)]
+"""Names in a list of so many parameters."""
 MOST_KINDS = 256
 """Of operands that are remembered: nodes come and go."""
 _facts = attrgetter("__class__", "dtype", "device", "layout", "shape")
-_facts_of_weight = attrgetter("__class__", "dtype", "device", "layout")
+_facts_of_weight = attrgetter("__class__", "dtype", "device")
+"""Of one that is sparse kernels ask for memory that it hasn't, and stock takes the call; shapes the plan knows."""
 _well_formed: set[Hashable] = set()
 
 
@@ -35,43 +36,46 @@ def weights_of(contraction: Any) -> list[torch.Tensor]:
     ``weights_*_zeroed`` flags are indexed the other way round and say nothing reliable: a weight
     that was zeroed is zero.
     """
-    lower = contraction._modules.get("weights")
-    if lower is not None and len(lower) <= len(_FALLING):
-        parameters = lower._parameters
-        found = list(map(parameters.get, _FALLING[len(_FALLING) - len(parameters) :]))
-        found.append(contraction._parameters.get("weights_max"))
-        if all([weight is not None for weight in found]):
-            return found
-    # not parameters but tensors, as in a replica of data-parallel training
     return [*reversed(list(contraction.weights)), contraction.weights_max]
 
 
 def bind(module: Any, x: Any, y: Any) -> Call | str:
     """The operands of ``SymmetricContraction.forward``: features, node_attrs and every weight."""
     contractions = module._modules["contractions"]._modules
-    weights: list[Any] = []
-    for contraction in contractions.values():
-        weights += weights_of(contraction)
-    components = contractions["0"]._buffers["U_matrix_1"].shape[-2]
-    if torch.compiler.is_compiling():  # which can't trace what follows
-        return _wrong(x, y, weights, components) or Call("contraction", (x, y, *weights))
+    if torch.compiler.is_compiling():  # which can't trace what is quicker
+        weights = _all_weights(contractions)
+        return _wrong(x, y, weights, contractions) or Call("contraction", (x, y, *weights))
     try:
-        first = weights[0].shape  # of the others the plan knows
-        facts = _facts(x), _facts(y), *map(_facts_of_weight, weights)
-        kind: Hashable = (components, first, *facts)
-    except AttributeError:  # of what is no tensor
-        kind = None
+        weights = []
+        for contraction in contractions.values():  # `weights_of` where they lie
+            lower = contraction._modules["weights"]._parameters
+            weights += map(lower.__getitem__, _FALLING[len(lower)])
+            weights.append(contraction._parameters["weights_max"])
+        first, u = weights[0].shape, contraction._buffers["U_matrix_1"].shape
+        kind: Hashable = (first, u, _facts(x), _facts(y), *map(_facts_of_weight, weights))
+    except (AttributeError, LookupError):
+        # something is no tensor, or weights are no parameters, as in a replica of data-parallel training
+        kind, weights = None, _all_weights(contractions)
     if kind not in _well_formed or compat.autocast_takes(x):
-        reason = _wrong(x, y, weights, components)
+        reason = _wrong(x, y, weights, contractions)
         if reason:
             return reason
-        if len(_well_formed) >= MOST_KINDS:
-            _well_formed.clear()
-        _well_formed.add(kind)
+        if kind is not None:
+            _remember(kind)
     return Call("contraction", (x, y, *weights))
 
 
-def _wrong(x: Any, y: Any, weights: list[Any], components: int) -> str:
+def _remember(kind: Hashable) -> None:
+    if len(_well_formed) >= MOST_KINDS:
+        _well_formed.clear()
+    _well_formed.add(kind)
+
+
+def _all_weights(contractions: Mapping[str, Any]) -> list[torch.Tensor]:
+    return [weight for contraction in contractions.values() for weight in weights_of(contraction)]
+
+
+def _wrong(x: Any, y: Any, weights: list[Any], contractions: Mapping[str, Any]) -> str:
     """Why stock MACE takes operands, or an empty string."""
     reason = mismatch(x, y, *[w for w in weights if type(w) is Parameter or not _is_empty(w)])
     if reason:
@@ -79,6 +83,7 @@ def _wrong(x: Any, y: Any, weights: list[Any], components: int) -> str:
     if x.dim() != 3 or y.dim() != 2 or x.shape[0] != y.shape[0]:
         return f"x of shape {tuple(x.shape)} and node_attrs of shape {tuple(y.shape)}, wanted [nodes, ..] of both"
     species, _, channels = weights[0].shape
+    components = contractions["0"]._buffers["U_matrix_1"].shape[-2]
     if x.shape[1:] != (channels, components) or y.shape[1] != species:
         return f"x of shape {tuple(x.shape)}, node_attrs of shape {tuple(y.shape)}"
     return ""
