@@ -445,6 +445,53 @@ def test_models_that_change(model: Any, batch: dict[str, Any], change: Any) -> N
         assert captures() == 2
 
 
+class Stale(CpuLane):
+    """As a graph's, results of a replay are of the model that was captured, whatever became of it since."""
+
+    def record(self, run: Any, derivative: Any = None) -> Any:
+        found: Any = super().record(run, derivative)
+        found.replay = lambda: None
+        return found
+
+
+def _mode(model: Any, twin: Any) -> None:
+    model.train()
+    _data(model, twin)
+
+
+def _requires_gradients(model: Any, twin: Any) -> None:
+    _load(model, twin)
+    model.requires_grad_(True)
+
+
+def _hooked(model: Any, twin: Any) -> None:
+    _load(model, twin)
+    model.readouts[0].register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_assign, _data, _modules, _number, _buffer, _forward, _mode, _requires_gradients, _hooked],
+)
+def test_nobody_hears_of_results_of_another_model(
+    model: Any, batch: dict[str, Any], change: Any
+) -> None:
+    """The last call's graph is replayed before the model is looked at; if it has changed, that was for nothing."""
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        parameter.mul_(1.1)
+    with replaying(Stale):
+        for _ in range(ENOUGH + 1):
+            before = model(fresh(batch))
+        assert (captures(), replays()) == (1, 1)
+        change(model, twin) if change not in (_number, _buffer, _forward) else change(model)
+        found = [model(fresh(batch))["forces"].detach() for _ in range(ENOUGH + 1)]
+    expected = model(fresh(batch))["forces"].detach()
+    assert not torch.allclose(before["forces"], expected, rtol=1e-3)
+    for forces in found:
+        torch.testing.assert_close(forces, expected)
+
+
 def test_numbers_and_modes(model: Any, batch: dict[str, Any]) -> None:
     """Each has a capture of its own, kept while the others are used."""
     with replaying(graph="1"):
