@@ -43,20 +43,57 @@ constexpr int OUT_PITCH = COLUMNS * DIM + 4;
 #ifndef TRANSPOSED
 #define TRANSPOSED 0
 #endif
+#ifndef SORTED
+#define SORTED 0
+#endif
+#if SORTED
+#include "rows_of_a_species.cuh"
+constexpr long long OF_SPECIES = (long long)CHUNKS * SLICE + ITEMS * COLUMNS;  // numbers of `halves`
+#define SORTED_ROWS const real *__restrict__ attrs, const int *__restrict__ order, const int *__restrict__ first,
+#define CLASSES const int *__restrict__ first,
+#else
+constexpr int SPECIES = 1;
+constexpr long long OF_SPECIES = 0;
+#define SORTED_ROWS
+#define CLASSES
+#endif
+
+// The rows of a tile.
+struct Rows {
+    int count;
+#if SORTED
+    const SortedTile& tile;
+    const real* attrs;
+    __device__ __forceinline__ long long operator[](int node) const { return tile.row[node]; }
+#else
+    long long begin;
+    __device__ __forceinline__ long long operator[](int node) const { return begin + node; }
+#endif
+};
 
 // Of a tile of columns, that which is number n of group `group` to tensor cores: so a lane's numbers of two groups lie together.
 __device__ __forceinline__ int column_of(int group, int n) { return group / 2 * 16 + n / 2 * 4 + group % 2 * 2 + n % 2; }
 
 __device__ __forceinline__ int chunks_of(const Path& path) { return (path.channels + DEPTH - 1) / DEPTH * STEPS; }
 
-__device__ __forceinline__ real weight_at(const real* __restrict__ weights, const Path& path, int channel, int column) {
+__device__ __forceinline__ real weight_at(const real* __restrict__ weights, const Path& path, int species, int channel, int column) {
     if (channel >= path.channels || column >= path.columns) return 0;
-    const long long at = TRANSPOSED ? (long long)column * path.channels + channel : (long long)channel * path.columns + column;
+    const long long at = TRANSPOSED ? ((long long)column * SPECIES + species) * path.channels + channel
+                                    : ((long long)channel * SPECIES + species) * path.columns + column;
     return weights[path.weight + at];
 }
 
-extern "C" __global__ void __launch_bounds__(CUTTERS) halve_weights(const real* __restrict__ weights, real* __restrict__ halves) {
+extern "C" __global__ void __launch_bounds__(CUTTERS)
+halve_weights(const real* __restrict__ weights, CLASSES real* __restrict__ halves) {
     __shared__ unsigned largest[8];
+#if SORTED
+    const int species = blockIdx.y;
+    // Its matrix is read for its own rows, and for those of the last class, which may be of any species.
+    if (first[species] == first[species + 1] && first[SPECIES] == first[SPECIES + 1]) return;
+    halves += species * OF_SPECIES;
+#else
+    constexpr int species = 0;
+#endif
     const int number = blockIdx.x / ACROSS, group = blockIdx.x % ACROSS, t = threadIdx.x;
     const Item item = ITEM[number];
     if (t < 8) largest[t] = 0;
@@ -68,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(CUTTERS) halve_weights(const real* 
         const Path path = PATH[p];
 #pragma unroll 8
         for (int channel = start; channel < path.channels; channel += CUTTERS / 8)
-            most = fmaxf(most, fabsf(weight_at(weights, path, channel, item.column + column_of(group, own))));
+            most = fmaxf(most, fabsf(weight_at(weights, path, species, channel, item.column + column_of(group, own))));
     }
     atomicMax(&largest[own], __float_as_uint(most));
     __syncthreads();
@@ -82,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(CUTTERS) halve_weights(const real* 
         for (int chunk = t / 32; chunk < chunks_of(path); chunk += CUTTERS / 32) {
             real w[4];
 #pragma unroll
-            for (int n = 0; n < 4; n++) w[n] = up * weight_at(weights, path, chunk * CHUNK + n * 4 + lane % 4, item.column + column);
+            for (int n = 0; n < 4; n++) w[n] = up * weight_at(weights, path, species, chunk * CHUNK + n * 4 + lane % 4, item.column + column);
             Pairs pairs;
             halve(w[0], w[1], pairs.high[0], pairs.low[0]);
             halve(w[2], w[3], pairs.high[1], pairs.low[1]);
@@ -93,25 +130,29 @@ extern "C" __global__ void __launch_bounds__(CUTTERS) halve_weights(const real* 
     if (t < 32 && lane % 4 == 0) halves[(long long)CHUNKS * SLICE + number * COLUMNS + column] = __uint_as_float(exponent);
 }
 
-template <int DIM>
-__device__ __forceinline__ void tile_of(int number, int tile, const real* __restrict__ x, const real* __restrict__ halves,
-                                        long long rows, real* __restrict__ out, real* memory) {
+// A block's work on these rows for item `number`. MIXED: they may have any of the tile's species, each with a scalar of its own.
+template <int DIM, bool MIXED>
+__device__ __forceinline__ void tile_of(int number, const Rows rows, const real* __restrict__ x, const real* __restrict__ halves,
+                                        real* __restrict__ out, real* memory) {
     constexpr int dim = DIM, nodes = ROWS / dim, pitch = PITCH<DIM>;
-    const int t = threadIdx.x, lane = t % 32;
+    const int t = threadIdx.x, lane = t % 32, count = rows.count;
     const Item item = ITEM[number];
     const Path to = PATH[item.first];
-    const long long begin = (long long)tile * nodes;
-    const int count = min((long long)nodes, rows - begin);
 
     // What this thread copies of x, step by step along a path's channels: the same part of some nodes' channels, so that
     // all but one address are constants away.
     constexpr int PARTS = DEPTH * dim / TOGETHER, AT_ONCE = THREADS / PARTS, LEFT_COPIES = (nodes + AT_ONCE - 1) / AT_ONCE;
     const int first_node = t / PARTS, at = t % PARTS * TOGETHER;
-    const real *left_from, *right_from = halves + (long long)item.chunk * SLICE + t * TOGETHER;
-    struct Step {
+#if SORTED
+    int left_from;  // in a row
+#else
+    const real* left_from;
+#endif
+    const real* right_from = halves + (long long)item.chunk * SLICE + t * TOGETHER;
+    struct Place {
         int path, channel, channels;
     } step = {item.first, 0, to.channels}, ahead = step;
-    auto advance = [&](Step& step) {
+    auto advance = [&](Place& step) {
         step.channel += DEPTH;
         if (step.channel < step.channels) return;
         step.channel = 0;
@@ -119,13 +160,19 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
     };
     auto fetch = [&](real* left) {
         if (ahead.path >= item.end) return;
-        if (ahead.channel == 0) left_from = x + (begin + first_node) * IN_ROW + PATH[ahead.path].in + at;
+#if SORTED
+        if (ahead.channel == 0) left_from = PATH[ahead.path].in + at;
+        auto from = [&](int i) { return x + rows[first_node + i * AT_ONCE] * IN_ROW + left_from; };
+#else
+        if (ahead.channel == 0) left_from = x + rows[first_node] * IN_ROW + PATH[ahead.path].in + at;
+        auto from = [&](int i) { return left_from + i * AT_ONCE * IN_ROW; };
+#endif
         const int valid = WHOLE_CHANNELS ? TOGETHER : min(max((ahead.channels - ahead.channel) * dim - at, 0), TOGETHER);
 #pragma unroll
         for (int i = 0; i < LEFT_COPIES; i++) {
             const int node = first_node + i * AT_ONCE;
             if (first_node < AT_ONCE && node < count)
-                copy_async<TOGETHER>(left + node * pitch + at, valid ? left_from + i * AT_ONCE * IN_ROW : x, valid);
+                copy_async<TOGETHER>(left + node * pitch + at, valid ? from(i) : x, valid);
         }
         left_from += DEPTH * dim;
 #pragma unroll
@@ -147,6 +194,11 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
             begins[i][half] = min(own_row(i, half) / dim, count - 1) * pitch + own_row(i, half) % dim + lane % 4 * dim;
 
     real sums[DOWN][ACROSS][4] = {};
+    // Columns of two groups lie together, as `column_of` has it.
+    auto powers_in = [&](const real* halves) { return halves + (long long)CHUNKS * SLICE + number * COLUMNS + lane % 4 * 4; };
+    // Where MIXED: of the species that is summed over, the rows' scalars and the columns' powers.
+    real factor[DOWN][2];
+    const real* own_powers;
     auto multiply = [&](const real* left, const Pairs* right, real constant) {
         unsigned high[DOWN][STEPS][4], low[DOWN][STEPS][4], last_bit[DOWN][2];
         real scale[DOWN][2];
@@ -161,6 +213,7 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
                     for (int n = 0; n < 4; n++) of_row[step][n] = left[begins[i][half] + (step * CHUNK + n * 4) * dim];
                 const unsigned exponent = exponent_of_row(of_row);
                 scale[i][half] = constant * power_down(exponent);
+                if constexpr (MIXED) scale[i][half] *= factor[i][half];
 #pragma unroll
                 for (int step = 0; step < STEPS; step++)
                     halve_row(of_row[step], power_up(exponent), high[i][step], low[i][step], half);
@@ -176,35 +229,68 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
             for (int i = 0; i < DOWN; i++) {
                 real chain[4] = {};
                 add_products(chain, high[i], low[i], b, last_bit[i]);
+                if constexpr (MIXED) {
+                    const float2 power = *reinterpret_cast<const float2*>(own_powers + j / 2 * 16 + j % 2 * 2);
+#pragma unroll
+                    for (int n = 0; n < 4; n++) chain[n] *= n % 2 ? power.y : power.x;
+                }
 #pragma unroll
                 for (int n = 0; n < 4; n++) sums[i][j][n] = multiply_add(scale[i][n / 2], chain[n], sums[i][j][n]);
             }
         }
     };
 
-    int slot = 0, slot_ahead = (STAGES - 1) * SLOT;
-    real constant = to.scale;
+    auto sum_over_channels = [&] {
+        int slot = 0, slot_ahead = (STAGES - 1) * SLOT;
+        real constant = to.scale;
 #pragma unroll
-    for (int n = 0; n < STAGES - 1; n++) {
-        fetch(memory + n * SLOT);
-        close_copies();
-    }
-    while (step.path < item.end) {
-        wait_for_copies<STAGES - 2>();
-        __syncthreads();
-        fetch(memory + slot_ahead);
-        close_copies();
-        const real* left = memory + slot;
-        multiply(left, reinterpret_cast<const Pairs*>(left + LEFT_ROOM) + lane, constant);
-        slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
-        advance(step);
-        if (step.channel == 0 && step.path < item.end) constant = PATH[step.path].scale;
-    }
-
-    // Columns of two groups lie together, as `column_of` has it.
-    const real* powers = halves + (long long)CHUNKS * SLICE + number * COLUMNS + lane % 4 * 4;
+        for (int n = 0; n < STAGES - 1; n++) {
+            fetch(memory + n * SLOT);
+            close_copies();
+        }
+        while (step.path < item.end) {
+            wait_for_copies<STAGES - 2>();
+            __syncthreads();
+            fetch(memory + slot_ahead);
+            close_copies();
+            const real* left = memory + slot;
+            multiply(left, reinterpret_cast<const Pairs*>(left + LEFT_ROOM) + lane, constant);
+            slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
+            advance(step);
+            if (step.channel == 0 && step.path < item.end) constant = PATH[step.path].scale;
+        }
+    };
+#if SORTED
+    if constexpr (MIXED) {
+        for (int species = 0; (species = next_species(rows.tile, species, SPECIES)) < SPECIES; species++) {
 #pragma unroll
-    for (int j = 0; j < ACROSS; j += 2) {
+            for (int i = 0; i < DOWN; i++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    factor[i][half] = rows.attrs[rows[min(own_row(i, half) / dim, count - 1)] * SPECIES + species];
+            own_powers = powers_in(halves + species * OF_SPECIES);
+            right_from = halves + species * OF_SPECIES + (long long)item.chunk * SLICE + t * TOGETHER;
+            step = ahead = {item.first, 0, to.channels};
+            sum_over_channels();
+            __syncthreads();
+        }
+    } else {
+        sum_over_channels();
+#pragma unroll
+        for (int i = 0; i < DOWN; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const real factor = rows.tile.factor[min(own_row(i, half) / dim, count - 1)];
+#pragma unroll
+                for (int j = 0; j < ACROSS; j++) sums[i][j][2 * half] *= factor, sums[i][j][2 * half + 1] *= factor;
+            }
+    }
+#else
+    sum_over_channels();
+#endif
+    const real* powers = powers_in(halves);
+#pragma unroll
+    for (int j = 0; !MIXED && j < ACROSS; j += 2) {
         const float4 power = *reinterpret_cast<const float4*>(powers + j * 8);
 #pragma unroll
         for (int i = 0; i < DOWN; i++)
@@ -217,7 +303,7 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 if (own_row(i, half) >= count) continue;
-                real* row = out + (begin + own_row(i, half)) * OUT_ROW + to.out + item.column + lane % 4 * 4;
+                real* row = out + rows[own_row(i, half)] * OUT_ROW + to.out + item.column + lane % 4 * 4;
 #pragma unroll
                 for (int j = 0; j < ACROSS; j += 2) {
                     const real *one = sums[i][j] + 2 * half, *next = sums[i][j + 1] + 2 * half;
@@ -246,7 +332,7 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
     const int wide = (WHOLE_COLUMNS ? COLUMNS : min(COLUMNS, to.columns - item.column)) * dim;
     for (int e = t * TOGETHER; e < count * COLUMNS * dim; e += THREADS * TOGETHER) {
         const int node = e / (COLUMNS * dim), at = e % (COLUMNS * dim);
-        real *to_here = out + (begin + node) * OUT_ROW + to.out + item.column * dim + at, *here = memory + node * OUT_PITCH<DIM> + at;
+        real *to_here = out + rows[node] * OUT_ROW + to.out + item.column * dim + at, *here = memory + node * OUT_PITCH<DIM> + at;
         if (at + TOGETHER <= wide)
             *reinterpret_cast<float4*>(to_here) = *reinterpret_cast<float4*>(here);
         else
@@ -254,15 +340,45 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
     }
 }
 
+template <int DIM>
+__device__ __forceinline__ void tile_of(int number, int tile, const real* __restrict__ x, SORTED_ROWS const real* __restrict__ halves,
+                                        long long rows, real* __restrict__ out, real* memory) {
+    constexpr int nodes = ROWS / DIM;
+#if SORTED
+    __shared__ SortedTile s;
+    take_rows(s, attrs, order, first, tile, nodes);
+    if (s.kind < 0) return;
+    const Rows own = {s.count, s, attrs};
+    if (s.kind < SPECIES)
+        tile_of<DIM, false>(number, own, x, halves + s.kind * OF_SPECIES, out, memory);
+    else
+        tile_of<DIM, true>(number, own, x, halves, out, memory);
+#else
+    const long long begin = (long long)tile * nodes;
+    tile_of<DIM, false>(number, {(int)min((long long)nodes, rows - begin), begin}, x, halves, out, memory);
+#endif
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-linear_in_halves(const real* __restrict__ x, const real* __restrict__ halves, long long rows, real* __restrict__ out) {
+linear_in_halves(const real* __restrict__ x, SORTED_ROWS const real* __restrict__ halves, long long rows, real* __restrict__ out) {
     extern __shared__ __align__(16) real memory[];
     long long block = blockIdx.x;
+#if SORTED
+#define TILES(DIM) (rows / (ROWS / DIM) + min(rows, SPECIES + 1ll))
+#define OF_DIM(DIM, FIRST, HERE)                                                                                             \
+    {                                                                                                                        \
+        const long long blocks = HERE * TILES(DIM);                                                                          \
+        if (block < blocks)                                                                                                  \
+            return tile_of<DIM>(FIRST + block % HERE, block / HERE, x, attrs, order, first, halves, rows, out, memory);      \
+        block -= blocks;                                                                                                     \
+    }
+#else
 #define OF_DIM(DIM, FIRST, HERE)                                                                                     \
     {                                                                                                                \
         const long long blocks = HERE * ((rows + ROWS / DIM - 1) / (ROWS / DIM));                                    \
         if (block < blocks) return tile_of<DIM>(FIRST + block % HERE, block / HERE, x, halves, rows, out, memory);   \
         block -= blocks;                                                                                             \
     }
+#endif
     DIMS(OF_DIM)
 }
