@@ -1,4 +1,4 @@
-// o3.Linear of many rows in float32, by products of half-precision numbers, as accurate as multiply-adds of float32.
+// Linears of many rows in float32, by products of half-precision numbers, as accurate as multiply-adds of float32.
 //
 //   out[n,w,k] = sum over paths p into the block of w, channels u:  c_p * x[n,u,k] * W_p[u,w]
 //
@@ -21,10 +21,19 @@
 // Bytes, 4 to a number: 4 N (x + out), x again for further columns and W once a tile from the second-level cache, for the
 // blocks of a tile of nodes are neighbours in the grid; 8 W for cutting it.
 //
+// SORTED: a matrix for each species, as in indexed_linear.cu, W_p[u,s,w], and rows multiplied by attrs[n,s]. halve_weights cuts
+// them apart, a block a species: those that have rows, or all where a row isn't one-hot, for the last class is of any. A
+// tile's rows are of one class (rows_of_a_species.cuh), found by `order` where they are copied and where results are
+// written, so it reads one species' halves; the single non-zeros multiply results, from shared memory. A tile of the last class sums
+// over the species that occur in it, one after the other, each row by its own scalar of each; powers of columns differ
+// from one to the next, so they multiply short sums there, not the result. Of species that a row hasn't, it adds zeros: what
+// comes of it doesn't depend on others. Bytes, besides those above: 8 W for cutting the species that have rows, once a tile W of
+// its species from the second-level cache, 8 N for `order` and single non-zeros.
+//
 // plan.cuh: PATH, sorted by output block; ITEM = {first path, end, first column, first chunk}: chunks of 16 channels of an
-// item, CHUNKS in all, lie one after another in `halves`, then a power of two for each column of each item. SCALARS:
-// there is nothing else, as in weights of edges, which are more than the second-level cache holds. Else as in
-// indexed_linear.cu.
+// item, CHUNKS in all, lie one after another in `halves`, then a power of two for each column of each item, and so for
+// each of SPECIES after the other. SCALARS: there is nothing else, as in weights of edges, which are more than the
+// second-level cache holds. Else as in indexed_linear.cu.
 
 #include "plan.cuh"
 #include "async_copy.cuh"
@@ -49,13 +58,8 @@ constexpr int OUT_PITCH = COLUMNS * DIM + 4;
 #if SORTED
 #include "rows_of_a_species.cuh"
 constexpr long long OF_SPECIES = (long long)CHUNKS * SLICE + ITEMS * COLUMNS;  // numbers of `halves`
-#define SORTED_ROWS const real *__restrict__ attrs, const int *__restrict__ order, const int *__restrict__ first,
-#define CLASSES const int *__restrict__ first,
 #else
 constexpr int SPECIES = 1;
-constexpr long long OF_SPECIES = 0;
-#define SORTED_ROWS
-#define CLASSES
 #endif
 
 // The rows of a tile.
@@ -84,7 +88,11 @@ __device__ __forceinline__ real weight_at(const real* __restrict__ weights, cons
 }
 
 extern "C" __global__ void __launch_bounds__(CUTTERS)
-halve_weights(const real* __restrict__ weights, CLASSES real* __restrict__ halves) {
+halve_weights(const real* __restrict__ weights,
+#if SORTED
+              const int* __restrict__ first,
+#endif
+              real* __restrict__ halves) {
     __shared__ unsigned largest[8];
 #if SORTED
     const int species = blockIdx.y;
@@ -212,8 +220,10 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
 #pragma unroll
                     for (int n = 0; n < 4; n++) of_row[step][n] = left[begins[i][half] + (step * CHUNK + n * 4) * dim];
                 const unsigned exponent = exponent_of_row(of_row);
-                scale[i][half] = constant * power_down(exponent);
-                if constexpr (MIXED) scale[i][half] *= factor[i][half];
+                if constexpr (MIXED)
+                    scale[i][half] = constant * factor[i][half] * __uint_as_float(exponent);
+                else
+                    scale[i][half] = constant * power_down(exponent);
 #pragma unroll
                 for (int step = 0; step < STEPS; step++)
                     halve_row(of_row[step], power_up(exponent), high[i][step], low[i][step], half);
@@ -232,7 +242,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
                 if constexpr (MIXED) {
                     const float2 power = *reinterpret_cast<const float2*>(own_powers + j / 2 * 16 + j % 2 * 2);
 #pragma unroll
-                    for (int n = 0; n < 4; n++) chain[n] *= n % 2 ? power.y : power.x;
+                    for (int n = 0; n < 4; n++) chain[n] *= power_down(__float_as_uint(n % 2 ? power.y : power.x));
                 }
 #pragma unroll
                 for (int n = 0; n < 4; n++) sums[i][j][n] = multiply_add(scale[i][n / 2], chain[n], sums[i][j][n]);
@@ -340,45 +350,50 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
     }
 }
 
-template <int DIM>
-__device__ __forceinline__ void tile_of(int number, int tile, const real* __restrict__ x, SORTED_ROWS const real* __restrict__ halves,
-                                        long long rows, real* __restrict__ out, real* memory) {
-    constexpr int nodes = ROWS / DIM;
 #if SORTED
-    __shared__ SortedTile s;
-    take_rows(s, attrs, order, first, tile, nodes);
+#define BLOCKS_OF(NODES) (rows / (NODES) + min(rows, SPECIES + 1ll))
+#define SORTED_ROWS s, attrs, order, first,
+template <int DIM>
+__device__ __forceinline__ void tile_of(int number, int tile, const real* __restrict__ x, SortedTile& s, const real* __restrict__ attrs,
+                                        const int* __restrict__ order, const int* __restrict__ first, const real* __restrict__ halves,
+                                        long long rows, real* __restrict__ out, real* memory) {
+    take_rows(s, attrs, order, first, tile, ROWS / DIM);
     if (s.kind < 0) return;
     const Rows own = {s.count, s, attrs};
     if (s.kind < SPECIES)
         tile_of<DIM, false>(number, own, x, halves + s.kind * OF_SPECIES, out, memory);
     else
         tile_of<DIM, true>(number, own, x, halves, out, memory);
+}
 #else
+#define BLOCKS_OF(NODES) ((rows + (NODES) - 1) / (NODES))
+#define SORTED_ROWS
+template <int DIM>
+__device__ __forceinline__ void tile_of(int number, int tile, const real* __restrict__ x, const real* __restrict__ halves,
+                                        long long rows, real* __restrict__ out, real* memory) {
+    constexpr int nodes = ROWS / DIM;
     const long long begin = (long long)tile * nodes;
     tile_of<DIM, false>(number, {(int)min((long long)nodes, rows - begin), begin}, x, halves, out, memory);
-#endif
 }
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-linear_in_halves(const real* __restrict__ x, SORTED_ROWS const real* __restrict__ halves, long long rows, real* __restrict__ out) {
-    extern __shared__ __align__(16) real memory[];
-    long long block = blockIdx.x;
+linear_in_halves(const real* __restrict__ x,
 #if SORTED
-#define TILES(DIM) (rows / (ROWS / DIM) + min(rows, SPECIES + 1ll))
-#define OF_DIM(DIM, FIRST, HERE)                                                                                             \
-    {                                                                                                                        \
-        const long long blocks = HERE * TILES(DIM);                                                                          \
-        if (block < blocks)                                                                                                  \
-            return tile_of<DIM>(FIRST + block % HERE, block / HERE, x, attrs, order, first, halves, rows, out, memory);      \
-        block -= blocks;                                                                                                     \
-    }
-#else
-#define OF_DIM(DIM, FIRST, HERE)                                                                                     \
-    {                                                                                                                \
-        const long long blocks = HERE * ((rows + ROWS / DIM - 1) / (ROWS / DIM));                                    \
-        if (block < blocks) return tile_of<DIM>(FIRST + block % HERE, block / HERE, x, halves, rows, out, memory);   \
-        block -= blocks;                                                                                             \
-    }
+                 const real* __restrict__ attrs, const int* __restrict__ order, const int* __restrict__ first,
 #endif
+                 const real* __restrict__ halves, long long rows, real* __restrict__ out) {
+    extern __shared__ __align__(16) real memory[];
+#if SORTED
+    __shared__ SortedTile s;
+#endif
+    long long block = blockIdx.x;
+#define OF_DIM(DIM, FIRST, HERE)                                                                                                 \
+    {                                                                                                                            \
+        const long long blocks = HERE * BLOCKS_OF(ROWS / DIM);                                                                   \
+        if (block < blocks)                                                                                                      \
+            return tile_of<DIM>(FIRST + block % HERE, block / HERE, x, SORTED_ROWS halves, rows, out, memory);                   \
+        block -= blocks;                                                                                                         \
+    }
     DIMS(OF_DIM)
 }

@@ -139,7 +139,7 @@ class LinearInHalves:
                     "WHOLE_CHANNELS": side.whole("channels", self.cut.depth),
                     "WHOLE_COLUMNS": side.whole("columns", self.cut.columns),
                     "LEFT_ROOM": self._room,
-                    "SCALARS": int(side.widest == 1),
+                    "SCALARS": int(side.widest == 1 and not side.species),
                     **(by_species if side.species else {}),
                 }
             ),
