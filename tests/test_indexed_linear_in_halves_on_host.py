@@ -8,7 +8,7 @@ import pytest
 import torch
 from comparison import accelerated, draw, usage
 from host_kernels import HostCompiler
-from indexed_parity import IN_HALVES, built, check, rows_of_any_company, scaled
+from indexed_parity import IN_HALVES, built, check, rows_of_any_company, scaled, shrinkage
 from mace_parts import ATTRS, node_attrs
 from slow_cases import slow_but
 
@@ -104,6 +104,13 @@ def test_sizes_of_rows_columns_and_species(launches: list[tuple[bool, int]]) -> 
     assert (errors <= 1e-6 * sizes).all()
 
 
+def test_errors_do_not_add_up(launches: list[tuple[bool, int]]) -> None:
+    """Tensor cores round towards zero, and so do those of the tests."""
+    shares = shrinkage()
+    assert launches
+    assert max(map(abs, shares)) < 1.5e-8, shares
+
+
 def test_rows_depend_on_nothing_but_themselves(launches: list[tuple[bool, int]]) -> None:
     """To the bit: outputs and gradients of some rows, by themselves and in other company."""
     pairs = rows_of_any_company()
@@ -121,7 +128,9 @@ def test_what_is_not_finite_stays_in_its_row(launches: list[tuple[bool, int]]) -
     assert finite.tolist() == [n not in (3, 8) for n in range(ROWS)]
 
 
-@pytest.mark.parametrize(("attrs", "cut"), [("absent species", {0, 3}), ("zero rows", {0, 1, 2, 3})])
+@pytest.mark.parametrize(
+    ("attrs", "cut"), [("absent species", {0, 3}), ("zero rows", {0, 1, 2, 3})]
+)
 def test_only_what_may_be_read_is_cut(
     attrs: str, cut: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 from comparison import accelerated, draw
-from indexed_parity import IN_HALVES, SHAPES, built, check, rows_of_any_company, scaled
+from indexed_parity import IN_HALVES, SHAPES, built, check, rows_of_any_company, scaled, shrinkage
 from mace_parts import ATTRS, node_attrs
 from replays import assert_replay_equals_eager, warmed_up
 
 from e3nn_accel.backends.cuda import indexed_linear_launch
-from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
+from e3nn_accel.backends.cuda.linear_in_halves import ROWS_OF_A_SPECIES, LinearInHalves
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,7 +29,6 @@ pytestmark = [
 
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 MACE = ("128x0e+128x1o", "89x0e", "128x0e+128x1o")
-"""89 times 300 rows aren't there in these tests, so it goes by tf32."""
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +76,8 @@ def gradients(module: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tens
 
 
 @pytest.fixture
-def in_halves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each call by halves, which has however few of them."""
+def by_halves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call that goes by halves."""
     found: list[int] = []
     rows = LinearInHalves.rows
 
@@ -88,9 +86,15 @@ def in_halves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return rows(self, kernels, blocks, x, *rest)
 
     monkeypatch.setattr(LinearInHalves, "rows", counted)
+    return found
+
+
+@pytest.fixture
+def in_halves(monkeypatch: pytest.MonkeyPatch, by_halves: list[int]) -> list[int]:
+    """The same, where all calls do, of however few rows."""
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
     monkeypatch.setattr(indexed_linear_launch, "ROWS_OF_A_SPECIES", 0)
-    return found
+    return by_halves
 
 
 @pytest.mark.parametrize("rows", [1, 90, 5000])
@@ -109,21 +113,13 @@ def test_attrs_in_halves(attrs: str, in_halves: list[int]) -> None:
     assert in_halves
 
 
-def test_the_tutorials_skip_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its rows are many enough by themselves, and for half as many again of species they aren't."""
-    rows = LinearInHalves.rows
-    found: list[int] = []
-
-    def counted(self: Any, kernels: Any, blocks: int, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        found.append(x.shape[0])
-        return rows(self, kernels, blocks, x, *rest)
-
-    monkeypatch.setattr(LinearInHalves, "rows", counted)
-    for species, taken in ((20, True), (89, False)):
-        irreps = (MACE[0], f"{species}x0e", MACE[2])
-        check(irreps, node_attrs("one row mixed", 10000, species), torch.float32, "cuda")
-        assert bool(found) == taken
-        found.clear()
+@pytest.mark.parametrize(("species", "missing"), [(20, 0), (20, 1), (89, 89 * 285)])
+def test_rows_of_a_species_decide(species: int, missing: int, by_halves: list[int]) -> None:
+    """Whether cutting its weights pays."""
+    rows = ROWS_OF_A_SPECIES * species - missing
+    attrs = node_attrs("one row mixed", rows, species)
+    check((MACE[0], f"{species}x0e", MACE[2]), attrs, torch.float32, "cuda")
+    assert set(by_halves) == (set() if missing else {rows})
 
 
 def test_sizes_of_rows_columns_and_species(in_halves: list[int]) -> None:
@@ -139,27 +135,11 @@ def test_rows_depend_on_nothing_but_themselves(in_halves: list[int]) -> None:
     assert in_halves
 
 
-@pytest.mark.parametrize("halves", [False, True])
-def test_errors_of_single_precision_do_not_add_up(halves: bool, request: Any) -> None:
-    """The part of an error that is a multiple of what is right, which tensor cores that round towards zero leave."""
-    counted = request.getfixturevalue("in_halves") if halves else None
-    module = built(("128x0e", "5x0e", "128x0e")).cuda()
-    ours = copy.deepcopy(module).float()
-    module.load_state_dict(ours.state_dict())  # the same numbers, rounded once
-    x, g = (draw((40000, 128), seed, torch.float32).cuda() for seed in (3, 4))
-    y = node_attrs("all species", 40000, 5).cuda().float()
-
-    def results(of: Any, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        here = x.to(dtype).requires_grad_()
-        out = of(here, y.to(dtype))
-        return out.detach(), *torch.autograd.grad(out, here, g.to(dtype))
-
-    with accelerated(self_check=False, backend="cuda"):
-        found = results(ours, torch.float32)
-    assert counted or not halves
-    for a, b in zip(found, results(module, torch.float64), strict=True):
-        share = float(((a.double() - b) * b).sum() / b.square().sum())
-        assert abs(share) < 1.5e-8
+def test_errors_of_single_precision_do_not_add_up(in_halves: list[int]) -> None:
+    """As they would if nothing made up for tensor cores that round towards zero: it is 5e-8 then."""
+    shares = shrinkage("cuda", rows=40000)
+    assert in_halves
+    assert max(map(abs, shares)) < 1.5e-8, shares
 
 
 @pytest.mark.parametrize("species", [20, 89])

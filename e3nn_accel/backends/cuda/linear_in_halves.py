@@ -27,7 +27,7 @@ CHUNK = 16
 ROWS_OF_A_SPECIES = 300
 """From so many on, on average, products by halves save more than cutting a species' weights takes."""
 MOST_ROOM = 64 << 20
-"""Bytes that the halves of all species may take; more are beyond the second-level cache, too, that tiles read them from."""
+"""Bytes that the halves of all species may take: more are not in the second-level cache when tiles read them."""
 
 
 class Cut(NamedTuple):
