@@ -119,11 +119,11 @@ def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) 
 def test_a_missing_barrier_is_a_race(
     barrier: int, kernels_on_host: HostCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ThreadSanitizer says so, of each; some are of rows that are sorted by species."""
+    """ThreadSanitizer says so, of each, in rows that are sorted by species, which have more of them."""
     kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(FILE, barrier)
     monkeypatch.setattr(indexed_linear_launch, "ROWS_OF_A_SPECIES", 0)
     attrs = node_attrs("one row mixed", 90, 3)
     attrs[::9] = draw((3,), 5)
     with race_shown():
-        exercise("parts of tiles")
         indexed_parity.check(indexed_parity.IN_HALVES["parts of tiles"], attrs, torch.float32)
+        exercise("parts of tiles")

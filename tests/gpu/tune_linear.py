@@ -44,12 +44,13 @@ from e3nn_accel.plan import PlanContext
 
 
 class Case(NamedTuple):
-    """Irreps, rows and species, 0 for an ``o3.Linear``."""
+    """Irreps, rows, species, 0 for an ``o3.Linear``, and how many of these occur, 0 for all."""
 
     irreps_in: str
     irreps_out: str
     rows: int
     species: int = 0
+    occurring: int = 0
 
 
 HIDDEN, ALL = "128x0e+128x1o", "128x0e+128x1o+128x2e+128x3o"
@@ -66,8 +67,14 @@ FEW_ROWS = {
     "linear after conv, 64 atoms": (CASES["linear after conv"]._replace(rows=72), "forward"),
 }
 """Long sums, and which way."""
-SPECIES = (10, 20, 89)
-ROWS_OF_A_SPECIES = (100, 200, 300, 500, 1000)
+BY_SPECIES = {
+    f"{species} species of {rows} rows": Case(HIDDEN, HIDDEN, species * rows, species)
+    for species, rows in product((10, 20, 89), (100, 200, 300, 500, 1000))
+} | {
+    f"3 of 89 species, {rows} rows": Case(HIDDEN, HIDDEN, rows, 89, 3)
+    for rows in (1000, 2000, 5000, 10000, 20000)
+}
+"""As many rows of each, and a small part of what a model knows, of which the rest isn't cut."""
 LAYOUTS = [Layout(*both) for both in product((32, 64, 128), (2, 3, 4))]
 CUTS = [
     Cut(64, 64, 16, 4, 4), Cut(64, 64, 32, 2, 3), Cut(64, 64, 32, 3, 3), Cut(64, 64, 32, 3, 4),
@@ -91,7 +98,7 @@ def call_of(case: Case, dtype: torch.dtype, precision: Precision) -> OneCall:
     assert isinstance(found, TensorProductDescriptor)
     paths = MatrixPaths.of(found)
     assert isinstance(paths, MatrixPaths)
-    kinds = torch.randint(case.species, (case.rows,), device="cuda")
+    kinds = torch.randint(case.occurring or case.species, (case.rows,), device="cuda")
     attrs = torch.nn.functional.one_hot(kinds, case.species).to(dtype)
     by = in_torch(attrs)
     return OneCall(IndexedLinearKernels(paths, "", context), (attrs, by.order, by.first))
@@ -172,9 +179,8 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
                 time_ways(case, dtype, precision, each, KINDS[:2])
         return
     if name == "species":
-        for species, of_each in product(SPECIES, ROWS_OF_A_SPECIES):
-            case = Case(HIDDEN, HIDDEN, species * of_each, species)
-            time_ways(case, dtype, precision, f"{species} species of {of_each} rows", KINDS[:2])
+        for each, case in BY_SPECIES.items():
+            time_ways(case, dtype, precision, each, KINDS[:2])
         return
     case = CASES[name]
     if int(rows or 0):

@@ -18,7 +18,7 @@ from e3nn_accel.compile import KernelProgram
 from e3nn_accel.launch import Kernel, new_rows
 
 ENTRIES = (("halve_weights", "PP"), ("linear_in_halves", "PPqP"))
-OF_SPECIES = (("halve_weights", "PPP"), ("linear_in_halves", "PPPPPqP"))
+ENTRIES_BY_SPECIES = (("halve_weights", "PPP"), ("linear_in_halves", "PPPPPqP"))
 CUTTERS, BLOCK = (256, 1, 1), (128, 1, 1)
 COLUMNS_OF_A_CUTTER = 8
 BYTES = 4
@@ -72,7 +72,7 @@ class LinearInHalves:
         matrices = max(1, side.species)
         self._room_for_halves = matrices * (self._chunks * CHUNK * self.cut.columns + of_items)
         self._cutters = (of_items // COLUMNS_OF_A_CUTTER, matrices, 1)
-        self.entries = OF_SPECIES if side.species else ENTRIES
+        self.entries = ENTRIES_BY_SPECIES if side.species else ENTRIES
 
     @classmethod
     def takes(cls, side: MatrixPaths) -> bool:
