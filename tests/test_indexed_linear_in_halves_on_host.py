@@ -219,5 +219,7 @@ def test_gradient_of_weights_loads_nothing_new(monkeypatch: pytest.MonkeyPatch) 
 def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) -> None:
     """Races; reads and writes beyond the end, in shared memory too; undefined arithmetic."""
     kernels_on_host.sanitizer = sanitizer
-    exercise(PARTS)
+    exercise("small")
     exercise("small", "random")
+    if sanitizer == "address":  # the other would take ten minutes
+        exercise(PARTS)
