@@ -19,6 +19,7 @@ from comparison import (
     usage,
 )
 from e3nn import o3
+from mace_parts import node_attrs
 from product_parity import TOLERANCE
 
 SHAPES = {
@@ -29,6 +30,17 @@ SHAPES = {
     "odd scalars": ("2x0o+1x1e", "3x0o", "3x0e+2x1o"),
     "degrees": ("3x7o+2x5e", "3x0e", "2x5e+2x7o"),
 }
+
+IN_HALVES = {
+    "small": ("16x0e+8x1o", "4x0e", "8x1o+12x0e"),
+    "whole tiles": ("64x0e+128x1o", "3x0e", "128x0e+128x1o"),
+    "parts of tiles": ("36x0e+20x1o+4x2e", "3x0e", "8x2e+44x0e+132x1o+4x3o"),
+    "several paths": ("32x0e+16x1o+48x0e+20x1o", "3x0e", "20x1o+64x0e+12x1o"),
+    "scalars": ("64x0e", "2x0e", "192x0e"),
+    "many species": ("16x0e+4x1o", "89x0e", "8x0e+4x1o"),
+    "degree 7": ("16x7o", "2x0e", "16x7o"),
+}
+"""Rows that are copied four numbers at a time."""
 
 
 def built(irreps: tuple[str, str, str], **given: bool) -> Any:
@@ -87,6 +99,81 @@ def compare(
         )
         assert_close(a, b, tolerance, pieces)
     _each_species(module, found, expected, TOLERANCE[dtype][1])
+
+
+def scaled(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Errors of rows, columns and species of very different sizes, and what they are measured by.
+
+    By the norms of a row of the input and a column of its species' weights, whose product is their result's size; rows
+    of several species by the largest such product.
+    """
+    species, rows = 3, 200
+    module = built(("96x0e", f"{species}x0e", "64x0e")).to(device)
+    of_rows, of_columns = (10 ** (4 * draw(n, n[0])).to(device) for n in ((rows, 1), (species, 64)))
+    with torch.no_grad():
+        module.weight.copy_((module.weight.view(96, species, 64) * of_columns).flatten())
+    x = (of_rows * draw((rows, 96), 1).to(device)).float()
+    y = node_attrs("all species", rows, species)
+    y[::9] = draw((species,), 5)  # of all
+    y[4::9] = torch.tensor([0.0, 1e-20, 3.0])
+    y = y.to(device, torch.float32)
+    ours = copy.deepcopy(module).float()
+    module.load_state_dict(ours.state_dict())  # the same numbers, rounded once
+    with accelerated(self_check=False, backend="cuda"), torch.no_grad():
+        found = ours(x, y)
+        assert usage(ours) == {("tensor_product", "cuda"): 1}
+    with torch.no_grad():
+        exact = module(x.double(), y.double())
+    columns = module.weight.detach().view(96, species, 64).norm(dim=0)
+    largest = (y.double().abs()[:, :, None] * columns).amax(1)
+    sizes = x.double().norm(dim=1)[:, None] * largest / (96 * species) ** 0.5
+    return (found.double() - exact).abs(), sizes
+
+
+def shrinkage(device: str = "cpu", rows: int = 1000) -> list[float]:
+    """Of values and gradients of the features, the part of the error that is a multiple of what is right.
+
+    64 channels of 4 species have a path weight that float32 holds.
+    """
+    module = built(("64x0e", "4x0e", "64x0e")).to(device)
+    ours = copy.deepcopy(module).float()
+    module.load_state_dict(ours.state_dict())  # the same numbers, rounded once
+    x, g = (draw((rows, 64), seed, torch.float32).to(device) for seed in (3, 4))
+    y = node_attrs("all species", rows).to(device)
+
+    def results(of: Any, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        here = x.to(dtype).requires_grad_()
+        out = of(here, y.to(dtype))
+        return out.detach(), *torch.autograd.grad(out, here, g.to(dtype))
+
+    with accelerated(self_check=False, backend="cuda"):
+        found = results(ours, torch.float32)
+        assert usage(ours) == {("tensor_product", "cuda"): 1}
+    return [
+        float(((a.double() - b) * b).sum() / b.square().sum())
+        for a, b in zip(found, results(module, torch.float64), strict=True)
+    ]
+
+
+def rows_of_any_company(device: str = "cpu") -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Outputs and gradients of every fourth row, of numbers of few bits, by themselves and beside the others."""
+    module = built(IN_HALVES["small"]).to(device, torch.float32)
+    rows = 150
+    x = draw((rows, module.irreps_in1.dim), 1, torch.float32).to(device)
+    x[::4] = x[::4].round()
+    y = node_attrs("one row mixed", rows)
+    y[::12] = draw((4,), 5)
+    y[4::12, 1] += 2
+    y = y.to(device, torch.float32)
+
+    def found(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaf = x.clone().requires_grad_()
+        out = module(leaf, y)
+        return out, *torch.autograd.grad(out.sum(), leaf)
+
+    with accelerated(backend="cuda", self_check=False):
+        alone, together = found(x[::4], y[::4].contiguous()), found(x, y)
+    return [(a, b[::4]) for a, b in zip(alone, together, strict=True)]
 
 
 def slices_of(module: Any) -> dict[str, list[slice]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import indexed_parity
 import pytest
 import torch
 from comparison import accelerated, draw
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
 from linear_parity import IN_HALVES, built, check, rows_alone_and_together, scaled
+from mace_parts import node_attrs
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
@@ -28,9 +30,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     rows = LinearInHalves.rows
 
-    def counted(self: Any, kernels: Any, blocks: int, x: torch.Tensor, w: Any) -> torch.Tensor:
+    def counted(self: Any, kernels: Any, blocks: int, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         found.append(x.shape[0])
-        return rows(self, kernels, blocks, x, w)
+        return rows(self, kernels, blocks, x, *rest)
 
     monkeypatch.setattr(LinearInHalves, "rows", counted)
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
@@ -114,8 +116,13 @@ def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("barrier", barriers(FILE))
-def test_a_missing_barrier_is_a_race(barrier: int, kernels_on_host: HostCompiler) -> None:
-    """ThreadSanitizer says so, of each."""
+def test_a_missing_barrier_is_a_race(
+    barrier: int, kernels_on_host: HostCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ThreadSanitizer says so, of each, in rows that are sorted by species, which have more of them."""
     kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(FILE, barrier)
+    monkeypatch.setattr(indexed_linear_launch, "ROWS_OF_A_SPECIES", 0)
+    attrs = node_attrs("one row mixed", 90)
+    attrs[::9] = draw((4,), 5)
     with race_shown():
-        exercise("parts of tiles")
+        indexed_parity.check(indexed_parity.IN_HALVES["small"], attrs, torch.float32)

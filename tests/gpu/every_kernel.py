@@ -31,6 +31,7 @@ import test_tensor_product_gpu
 import torch
 from comparison import accelerated, draw
 from harmonics_parity import built as harmonics
+from indexed_parity import IN_HALVES as SPECIES_IN_HALVES
 from indexed_parity import SHAPES
 from indexed_parity import built as indexed
 from linear_parity import CASES as LINEARS
@@ -41,7 +42,7 @@ from radial_parity import CASES as NETS
 from reshape_parity import built as reshape
 
 from e3nn_accel import compile, groupings, launch
-from e3nn_accel.backends.cuda import contraction_kernels
+from e3nn_accel.backends.cuda import contraction_kernels, indexed_linear_launch
 from e3nn_accel.backends.cuda.edge_vectors import EdgeVectors
 from e3nn_accel.backends.cuda.group_sums import GroupSums
 from e3nn_accel.backends.cuda.tensor_copies import TensorCopies
@@ -110,6 +111,21 @@ def skip_connections(dtype: torch.dtype) -> Iterator[Work]:
         yield module, lambda x, m=module, y=attrs: m(x, y), [x]
 
 
+def skip_connections_of_many_rows(dtype: torch.dtype) -> Iterator[Work]:
+    """A kind of their own: by halves however few there are, some of several species, some of none."""
+    few, least = (
+        f"{indexed_linear_launch.__name__}.{of}" for of in ("FEW_BLOCKS", "ROWS_OF_A_SPECIES")
+    )
+    with mock.patch(few, -1), mock.patch(least, 0):
+        for irreps in SPECIES_IN_HALVES.values():
+            module = indexed(irreps)
+            attrs = node_attrs("one row mixed", 200, module.irreps_in2.dim)
+            attrs[::9], attrs[5] = draw((attrs.shape[1],), 5), 0
+            attrs = attrs.to("cuda", dtype)
+            x = draw((200, module.irreps_in1.dim), 3, dtype)
+            yield module, lambda x, m=module, y=attrs: m(x, y), [x]
+
+
 def contractions(dtype: torch.dtype) -> Iterator[Work]:
     for case in test_contraction_gpu.CASES.values():
         module = case.build()
@@ -169,6 +185,7 @@ KINDS: dict[str, Callable[[torch.dtype], Iterator[Work]]] = {
         products,
         linears,
         skip_connections,
+        skip_connections_of_many_rows,
         contractions,
         contractions_by_tables,
         radial_mlps,

@@ -84,11 +84,11 @@ def linear_of(rows: int) -> Work:
     return Work(module, "linear", module, lambda seed: ([draw((rows, 512), seed)], []))
 
 
-def skip_connection() -> Work:
-    module = indexed(("128x0e+128x1o", "89x0e", "128x0e+128x1o"))
+def skip_connection(rows: int, species: int) -> Work:
+    module = indexed(("128x0e+128x1o", f"{species}x0e", "128x0e+128x1o"))
 
     def drawn(seed: int) -> tuple[Tensors, Tensors]:
-        return [draw((300, 512), seed)], [node_attrs("all species", 300, 89).roll(seed, 0)]
+        return [draw((rows, 512), seed)], [node_attrs("all species", rows, species).roll(seed, 0)]
 
     return Work(module, "tensor_product", module, drawn)
 
@@ -151,7 +151,8 @@ CASES: dict[str, Callable[[], Work]] = {
     "product, weights of rows": lambda: product(PRODUCTS["DiffDock"]),
     "linear": lambda: linear_of(5000),
     "linear of few rows": lambda: linear_of(40),
-    "skip connection": skip_connection,
+    "skip connection": lambda: skip_connection(300, 89),
+    "skip connection of many rows": lambda: skip_connection(5000, 3),
     "contraction": contraction,
     "radial MLP": radial_mlp,
     "spherical harmonics": spherical_harmonics,

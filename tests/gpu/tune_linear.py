@@ -5,6 +5,7 @@ python tests/gpu/tune_linear.py "linear after conv" float32 72       of so many 
 python tests/gpu/tune_linear.py "linear after conv" float32 0 tf32   of all, in that precision
 python tests/gpu/tune_linear.py chosen float32                       every case, in the layout that is chosen
 python tests/gpu/tune_linear.py slices float32                       of few rows, long sums uncut and cut
+python tests/gpu/tune_linear.py species float32                      both ways, of 100 to 1000 rows of a species
 
 What `MatrixPaths.layout` and `cut_of` say of an H100 was found by this. Times are the device's own, of calls
 replayed by a CUDA graph; errors are relative, against the first layout's result.
@@ -25,7 +26,11 @@ import torch
 from e3nn import o3
 from tune_convolution import milliseconds
 
-from e3nn_accel.backends.cuda import indexed_linear_tables, linear_in_halves
+from e3nn_accel.backends.cuda import (
+    indexed_linear_launch,
+    indexed_linear_tables,
+    linear_in_halves,
+)
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_layout import TILE, Layout
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
@@ -39,12 +44,13 @@ from e3nn_accel.plan import PlanContext
 
 
 class Case(NamedTuple):
-    """Irreps, rows and species, 0 for an ``o3.Linear``."""
+    """Irreps, rows, species, 0 for an ``o3.Linear``, and how many of these occur, 0 for all."""
 
     irreps_in: str
     irreps_out: str
     rows: int
     species: int = 0
+    occurring: int = 0
 
 
 HIDDEN, ALL = "128x0e+128x1o", "128x0e+128x1o+128x2e+128x3o"
@@ -61,6 +67,14 @@ FEW_ROWS = {
     "linear after conv, 64 atoms": (CASES["linear after conv"]._replace(rows=72), "forward"),
 }
 """Long sums, and which way."""
+BY_SPECIES = {
+    f"{species} species of {rows} rows": Case(HIDDEN, HIDDEN, species * rows, species)
+    for species, rows in product((10, 20, 89), (100, 200, 300, 500, 1000))
+} | {
+    f"3 of 89 species, {rows} rows": Case(HIDDEN, HIDDEN, rows, 89, 3)
+    for rows in (1000, 2000, 5000, 10000, 20000)
+}
+"""As many rows of each, and a small part of what a model knows, of which the rest isn't cut."""
 LAYOUTS = [Layout(*both) for both in product((32, 64, 128), (2, 3, 4))]
 CUTS = [
     Cut(64, 64, 16, 4, 4), Cut(64, 64, 32, 2, 3), Cut(64, 64, 32, 3, 3), Cut(64, 64, 32, 3, 4),
@@ -84,7 +98,7 @@ def call_of(case: Case, dtype: torch.dtype, precision: Precision) -> OneCall:
     assert isinstance(found, TensorProductDescriptor)
     paths = MatrixPaths.of(found)
     assert isinstance(paths, MatrixPaths)
-    kinds = torch.randint(case.species, (case.rows,), device="cuda")
+    kinds = torch.randint(case.occurring or case.species, (case.rows,), device="cuda")
     attrs = torch.nn.functional.one_hot(kinds, case.species).to(dtype)
     by = in_torch(attrs)
     return OneCall(IndexedLinearKernels(paths, "", context), (attrs, by.order, by.first))
@@ -128,6 +142,23 @@ def time_kinds(
         print(f"{kind:10s} {label}: {time:.4f} ms, differs by {error:.0e}")
 
 
+def by_halves(wanted: bool) -> Any:
+    """All rows that aren't few, of species-indexed linears, go by halves, or by tf32."""
+    return mock.patch.object(indexed_linear_launch, "ROWS_OF_A_SPECIES", 0 if wanted else 1 << 40)
+
+
+def time_ways(
+    case: Case, dtype: torch.dtype, precision: Precision, label: str, kinds: Sequence[str]
+) -> None:
+    """Both, twice, in turn."""
+    exact: dict[str, Any] = {}
+    for _ in range(2):
+        for wanted in (False, True):
+            with by_halves(wanted):
+                way = "by halves" if wanted else "by tf32"
+                time_kinds(case, dtype, precision, exact, f"{label}, {way}", kinds)
+
+
 def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "float32") -> None:
     """Print a line for each kernel and layout."""
     dtype = getattr(torch, dtype_name)
@@ -144,6 +175,12 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
     if name == "chosen":
         for each, case in CASES.items():
             time_kinds(case, dtype, precision, {}, each)
+            if case.species and dtype == torch.float32 and precision == "float32":
+                time_ways(case, dtype, precision, each, KINDS[:2])
+        return
+    if name == "species":
+        for each, case in BY_SPECIES.items():
+            time_ways(case, dtype, precision, each, KINDS[:2])
         return
     case = CASES[name]
     if int(rows or 0):
@@ -165,7 +202,8 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
             time_kinds(case, dtype, precision, exact, layout)
     if dtype == torch.float32 and precision == "float32":
         for cut in CUTS:
-            with mock.patch.object(linear_in_halves, "cut_of", lambda side, cut=cut: cut):
+            cut_so = mock.patch.object(linear_in_halves, "cut_of", lambda side, cut=cut: cut)
+            with cut_so, by_halves(True):
                 time_kinds(case, dtype, precision, exact, cut, KINDS[:2])
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_layout import rounded_to, slices_of
+from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, rounded_to, slices_of
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
-from e3nn_accel.backends.cuda.linear_in_halves import ENTRIES as OF_HALVES
-from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
+from e3nn_accel.backends.cuda.linear_in_halves import ROWS_OF_A_SPECIES, LinearInHalves
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.share_sums import ShareSums
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
@@ -18,8 +17,6 @@ from e3nn_accel.launch import Kernel, aligned, load_all, multiprocessors, new_ro
 from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
 
-SortedRows = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
-"""The scalars, the order of rows and the starts of classes; nothing where rows aren't told apart."""
 ALIKE: SortedRows = (None, None, None)
 BLOCK = (128, 1, 1)
 ROWS_OF_A_SLICE = 128
@@ -34,6 +31,8 @@ ENTRIES = {
 }
 MOST_LAUNCHES = 256
 """That are remembered: edges come and go, and with them rows."""
+Way = Literal["few", "many", "halves"]
+"""How rows are taken: cut finely; in larger tiles; in these by halves, where a side has kernels for that."""
 
 
 class _Rows(NamedTuple):
@@ -123,22 +122,27 @@ class IndexedLinearKernels:
             for kind, side in self.sides.items()
             if side.is_sliced(few=True)
         }
-        self._kernels: dict[tuple[torch.device, bool], dict[str, tuple[Kernel, ...]]] = {}
+        # of a single matrix all that aren't few are taken by halves, if any are
+        self._ways: list[Way] = ["many"] if paths.species or not self._halves else []
+        self._ways += ["halves", "few"] if self._halves else ["few"]
+        self._least_in_halves = ROWS_OF_A_SPECIES * paths.species
+        self._kernels: dict[tuple[torch.device, Way], dict[str, tuple[Kernel, ...]]] = {}
         self._launches: dict[tuple[str, torch.Size, torch.Size, torch.device], _Launch] = {}
 
     def programs(self) -> tuple[KernelProgram, ...]:
         """What would be compiled, for many rows and for few."""
-        return tuple(dict.fromkeys([*self._programs(few=False), *self._programs(few=True)]))
+        return tuple(dict.fromkeys(one for way in self._ways for one in self._programs(way)))
 
-    def _programs(self, few: bool) -> list[KernelProgram]:
+    def _programs(self, way: Way) -> list[KernelProgram]:
         """One of each of `KINDS`, and for few rows those that add up slices."""
-        found = [self._program(kind, few and kind in self.sides) for kind in KINDS]
-        return [*found, *(sums.program for sums in self._slices.values() if few)]
+        found = [self._program(kind, way) for kind in KINDS]
+        return [*found, *(sums.program for sums in self._slices.values() if way == "few")]
 
-    def _program(self, kind: str, few: bool) -> KernelProgram:
-        if not few and kind in self._halves:
+    def _program(self, kind: str, way: Way) -> KernelProgram:
+        if way == "halves" and kind in self._halves:
             suffix = "_input" if kind == "to_input" else ""
             return self._halves[kind].program(suffix, self.description)
+        few = way == "few" and kind in self.sides
         entry, _ = ENTRIES[kind]
         side = self.sides.get(kind, self.paths)
         suffix = ("_input" if kind == "to_input" else "") + ("_few" if few else "")
@@ -146,27 +150,42 @@ class IndexedLinearKernels:
         return KernelProgram(
             f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{real}",
             f"{entry}.cu",
-            tuple(name for name, _ in self._entries(kind, few)),
+            (entry,),
             side.header(self.real, kind == "to_weight", few, self.rounded_to),
             ("TRANSPOSED=1",) if kind == "to_input" else (),
             description=self.description,
         )
 
-    def _loaded(self, kind: str, device: torch.device, few: bool = False) -> tuple[Kernel, ...]:
-        found = self._kernels.get((device, few))
+    def _loaded(self, kind: str, device: torch.device, way: Way) -> tuple[Kernel, ...]:
+        found = self._kernels.get((device, way))
         if found is None:
             # all at once, in parallel: a gradient may be wanted first while a graph is being captured
-            loaded = load_all(self._programs(few), device, self.config)
-            found = self._kernels[device, few] = {
-                of: tuple(program.kernel(*entry) for entry in self._entries(of, few))
+            loaded = load_all(self._programs(way), device, self.config)
+            found = self._kernels[device, way] = {
+                of: tuple(program.kernel(*entry) for entry in self._entries(of, way))
                 for of, program in zip(KINDS, loaded, strict=False)
             }
-            for sums in self._slices.values() if few else ():
+            for sums in self._slices.values() if way == "few" else ():
                 sums.load(device)
         return found[kind]
 
-    def _entries(self, kind: str, few: bool) -> tuple[tuple[str, str], ...]:
-        return OF_HALVES if not few and kind in self._halves else (ENTRIES[kind],)
+    def _entries(self, kind: str, way: Way) -> tuple[tuple[str, str], ...]:
+        by_halves = way == "halves" and kind in self._halves
+        return self._halves[kind].entries if by_halves else (ENTRIES[kind],)
+
+    def _of_weights(self, device: torch.device) -> Kernel:
+        """The same whichever way rows are taken: of those that are loaded, if any are."""
+        for way in self._ways:
+            found = self._kernels.get((device, way))
+            if found is not None:
+                return found["to_weight"][0]
+        return self._loaded("to_weight", device, self._ways[0])[0]
+
+    def _way(self, rows: int, processors: int, fine: _Rows) -> Way:
+        # few leave a device without work unless they are cut finely
+        if not rows or rows // fine.nodes * fine.items <= FEW_BLOCKS * processors:
+            return "few"
+        return "halves" if self._halves and rows >= self._least_in_halves else "many"
 
     def _launch_of(
         self, kind: str, shape: torch.Size, weights: torch.Size, device: torch.device
@@ -178,14 +197,12 @@ class IndexedLinearKernels:
             raise ValueError(
                 f"{kind} of {tuple(shape)}, weights {tuple(weights)}: {self.description}"
             )
-        fine = self._rows[kind, True]
-        # rows that leave a device without work unless they are cut finely
-        few = rows // fine.nodes * fine.items <= FEW_BLOCKS * processors
-        kernels = self._loaded(kind, device, few)
-        halves = self._halves.get(kind)
-        if rows and not few and halves is not None:
+        way = self._way(rows, processors, self._rows[kind, True])
+        kernels = self._loaded(kind, device, way)
+        halves = self._halves.get(kind) if way == "halves" else None
+        if halves is not None:
             return _Launch(halves, kernels, halves.blocks(rows), 1, (rows, side.out_row), True)
-        cut = self._rows[kind, few]
+        cut = self._rows[kind, way == "few"]
         blocks, slices = cut.blocks(rows), 1
         if cut.sliced and rows:
             slices = slices_of(blocks, cut.steps, processors)
@@ -203,7 +220,7 @@ class IndexedLinearKernels:
             launch = self._launches[key] = self._launch_of(*key)
         halves, kernels, blocks, slices, shape, whole = launch
         if halves is not None:
-            return halves.rows(kernels, blocks, aligned(x), w)
+            return halves.rows(kernels, blocks, aligned(x), w, sorted_rows)
         rows, columns = shape
         out = new_rows(x, rows, columns) if whole else x.new_zeros(shape)
         kernels[0](
@@ -219,7 +236,7 @@ class IndexedLinearKernels:
         sums = x.new_empty((slices, self.paths.weights))
         x, g = aligned(x), aligned(g)
         grid = (self._tiles * slices, species, 1)
-        (kernel,) = self._loaded("to_weight", x.device)
+        kernel = self._of_weights(x.device)
         kernel(grid, BLOCK, x, g, *sorted_rows, rows, sums)
         return sums[0] if slices == 1 else sums.sum(0)
 

@@ -24,6 +24,10 @@ STEPS_TO_CUT = 20
 """Sums that are shorter can't be cut: the launch that adds slices up takes as long as some six steps."""
 
 
+SortedRows = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+"""The scalars, the order of rows and the starts of classes; nothing where rows aren't told apart."""
+
+
 class Layout(NamedTuple):
     """How a kernel is cut.
 

@@ -1,6 +1,7 @@
-"""``o3.Linear`` of many rows in float32: tables and launches of the kernels that cut numbers into halves.
+"""Linears of many rows in float32: tables and launches of the kernels that cut numbers into halves.
 
-The weights are cut in a launch of their own, once a call, which takes as long as some rows do.
+The weights are cut in a launch of their own, once a call, which takes as long as some rows do; of species-indexed
+linears those of each species that has rows.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from typing import NamedTuple
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_layout import pitch
+from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, pitch
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.launch import Kernel, new_rows
 
 ENTRIES = (("halve_weights", "PP"), ("linear_in_halves", "PPqP"))
+ENTRIES_BY_SPECIES = (("halve_weights", "PPP"), ("linear_in_halves", "PPPPPqP"))
 CUTTERS, BLOCK = (256, 1, 1), (128, 1, 1)
 COLUMNS_OF_A_CUTTER = 8
 BYTES = 4
 CHUNK = 16
 """Channels that tensor cores sum over at once."""
+ROWS_OF_A_SPECIES = 300
+"""From so many on, on average, products by halves save more than cutting a species' weights takes."""
+MOST_ROOM = 64 << 20
+"""Bytes that the halves of all species may take: more are not in the second-level cache when tiles read them."""
 
 
 class Cut(NamedTuple):
@@ -43,7 +49,7 @@ class Cut(NamedTuple):
 
 
 def cut_of(side: MatrixPaths) -> Cut:
-    """Found by tests/gpu/tune_linear.py on an H100."""
+    """Found by tests/gpu/tune_linear.py on an H100, without species."""
     columns = max(path.columns for path in side.paths)
     if side.widest > 1 and side.whole("columns", 128):
         return Cut(rows=64, columns=128, depth=32, stages=2, blocks=3)
@@ -60,16 +66,21 @@ class LinearInHalves:
         self._items = self._chunked_items()
         self._by_dim = side.items_by_dim(self.cut.columns)
         self._blocks = [(self.cut.rows // dim, here) for dim, _, here in self._by_dim]
+        self._classes = side.species + 1 if side.species else 0
         self._whole = side.covered == side.out_row
         of_items = len(self._items) * self.cut.columns
-        self._room_for_halves = self._chunks * CHUNK * self.cut.columns + of_items
-        self._cutters = (of_items // COLUMNS_OF_A_CUTTER, 1, 1)
+        matrices = max(1, side.species)
+        self._room_for_halves = matrices * (self._chunks * CHUNK * self.cut.columns + of_items)
+        self._cutters = (of_items // COLUMNS_OF_A_CUTTER, matrices, 1)
+        self.entries = ENTRIES_BY_SPECIES if side.species else ENTRIES
 
-    @staticmethod
-    def takes(side: MatrixPaths) -> bool:
-        """Whether there is a single matrix, and rows are copied four numbers at a time."""
+    @classmethod
+    def takes(cls, side: MatrixPaths) -> bool:
+        """Whether rows are copied four numbers at a time, and there is room for all species' halves."""
         copies = side.copies(BYTES)
-        return not side.species and copies["X_COPY"] == copies["OUT_COPY"] == 4
+        if not copies["X_COPY"] == copies["OUT_COPY"] == 4:
+            return False
+        return not side.species or BYTES * cls(side)._room_for_halves <= MOST_ROOM
 
     def _chunked_items(self) -> list[tuple[int, int, int, int]]:
         """(first path, end, first column, first chunk) of each block of a grid's column."""
@@ -102,9 +113,9 @@ class LinearInHalves:
     def program(self, suffix: str, description: str) -> KernelProgram:
         """What is compiled."""
         return KernelProgram(
-            f"linear_in_halves{suffix}",
+            f"{'indexed_' if self.side.species else ''}linear_in_halves{suffix}",
             "linear_in_halves.cu",
-            tuple(entry for entry, _ in ENTRIES),
+            tuple(entry for entry, _ in self.entries),
             self._header(),
             ("TRANSPOSED=1",) if self.side.transposed else (),
             description=description,
@@ -112,6 +123,7 @@ class LinearInHalves:
 
     def _header(self) -> str:
         side = self.side
+        by_species = {"SORTED": 1, "SPECIES": side.species, "ITEMS": len(self._items)}
         lines = [
             "#define REAL float",
             *defines(
@@ -127,7 +139,8 @@ class LinearInHalves:
                     "WHOLE_CHANNELS": side.whole("channels", self.cut.depth),
                     "WHOLE_COLUMNS": side.whole("columns", self.cut.columns),
                     "LEFT_ROOM": self._room,
-                    "SCALARS": int(side.widest == 1),
+                    "SCALARS": int(side.widest == 1 and not side.species),
+                    **(by_species if side.species else {}),
                 }
             ),
             "struct Path { int in, channels, out, columns, dim, weight; REAL scale; };",
@@ -141,16 +154,33 @@ class LinearInHalves:
         return "\n".join(lines) + "\n"
 
     def blocks(self, rows: int) -> int:
-        """Of so many rows."""
-        return sum(-(-rows // nodes) * here for nodes, here in self._blocks)
+        """Of so many rows; where they are sorted, that have something to do, at most."""
+        if not self._classes:
+            return sum(-(-rows // nodes) * here for nodes, here in self._blocks)
+        unfilled = min(rows, self._classes)
+        return sum((rows // nodes + unfilled) * here for nodes, here in self._blocks)
 
     def rows(
-        self, kernels: tuple[Kernel, ...], blocks: int, x: torch.Tensor, w: torch.Tensor
+        self,
+        kernels: tuple[Kernel, ...],
+        blocks: int,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        sorted_rows: SortedRows,
     ) -> torch.Tensor:
         """[rows, out]; both tensors begin where a copy may."""
         halve_weights, product = kernels
         rows, columns, halves = x.shape[0], self.side.out_row, new_rows(w, 1, self._room_for_halves)
-        halve_weights(self._cutters, CUTTERS, w, halves)
+        # two calls where one with `*sorted_rows` would do: that takes a microsecond
+        if not self._classes:
+            halve_weights(self._cutters, CUTTERS, w, halves)
+            out = new_rows(x, rows, columns) if self._whole else x.new_zeros((rows, columns))
+            product((blocks, 1, 1), BLOCK, x, halves, rows, out, shared=self._shared)
+            return out
+        attrs, order, first = sorted_rows
+        halve_weights(self._cutters, CUTTERS, w, first, halves)
         out = new_rows(x, rows, columns) if self._whole else x.new_zeros((rows, columns))
-        product((blocks, 1, 1), BLOCK, x, halves, rows, out, shared=self._shared)
+        product(
+            (blocks, 1, 1), BLOCK, x, attrs, order, first, halves, rows, out, shared=self._shared
+        )
         return out

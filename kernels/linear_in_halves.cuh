@@ -1,0 +1,254 @@
+// A block's tile of a linear by halves: how W's halves lie, which rows it has, and what becomes of them. See linear_in_halves.cu.
+#pragma once
+
+#include "async_copy.cuh"
+#include "halves.cuh"
+
+constexpr int WARPS = 4, THREADS = 32 * WARPS, DOWN = ROWS / WARPS / 16, ACROSS = COLUMNS / 8;  // of tensor cores, in a warp's part of a tile
+constexpr int CHUNK = 16, STEPS = DEPTH / CHUNK;
+constexpr int SLICE = CHUNK * COLUMNS;  // numbers of a chunk: pairs of halves take as much as float32 did
+constexpr int SLOT = LEFT_ROOM + STEPS * SLICE;
+constexpr int TOGETHER = 4;  // numbers of a copy
+constexpr int RIGHT_COPIES = STEPS * SLICE / TOGETHER / THREADS;
+template <int DIM>
+constexpr int OUT_PITCH = COLUMNS * DIM + 4;
+
+#ifndef SORTED
+#define SORTED 0
+#endif
+#if SORTED
+#include "rows_of_a_species.cuh"
+constexpr long long OF_SPECIES = (long long)CHUNKS * SLICE + ITEMS * COLUMNS;  // numbers of `halves`
+#else
+constexpr int SPECIES = 1;
+#endif
+
+// The rows of a tile.
+struct Rows {
+    int count;
+#if SORTED
+    const SortedTile& tile;
+    const real* attrs;
+    __device__ __forceinline__ long long operator[](int node) const { return tile.row[node]; }
+#else
+    long long begin;
+    __device__ __forceinline__ long long operator[](int node) const { return begin + node; }
+#endif
+};
+
+// Of a tile of columns, that which is number n of group `group` to tensor cores: so a lane's numbers of two groups lie together.
+__device__ __forceinline__ int column_of(int group, int n) { return group / 2 * 16 + n / 2 * 4 + group % 2 * 2 + n % 2; }
+
+__device__ __forceinline__ int chunks_of(const Path& path) { return (path.channels + DEPTH - 1) / DEPTH * STEPS; }
+
+// A block's work on these rows for item `number`. MIXED: they may have any of the tile's species, each with a scalar of its own.
+template <int DIM, bool MIXED>
+__device__ __forceinline__ void tile_of(int number, const Rows rows, const real* __restrict__ x, const real* __restrict__ halves,
+                                        real* __restrict__ out, real* memory) {
+    constexpr int dim = DIM, nodes = ROWS / dim, pitch = PITCH<DIM>;
+    const int t = threadIdx.x, lane = t % 32, count = rows.count;
+    const Item item = ITEM[number];
+    const Path to = PATH[item.first];
+
+    // What this thread copies of x, step by step along a path's channels: the same part of some nodes' channels, so that
+    // all but one address are constants away.
+    constexpr int PARTS = DEPTH * dim / TOGETHER, AT_ONCE = THREADS / PARTS, LEFT_COPIES = (nodes + AT_ONCE - 1) / AT_ONCE;
+    const int first_node = t / PARTS, at = t % PARTS * TOGETHER;
+#if SORTED
+    int left_from;  // in a row
+#else
+    const real* left_from;
+#endif
+    const real* right_from = halves + (long long)item.chunk * SLICE + t * TOGETHER;
+    struct Place {
+        int path, channel, channels;
+    } step = {item.first, 0, to.channels}, ahead = step;
+    auto advance = [&](Place& step) {
+        step.channel += DEPTH;
+        if (step.channel < step.channels) return;
+        step.channel = 0;
+        if (++step.path < item.end) step.channels = PATH[step.path].channels;
+    };
+    auto fetch = [&](real* left) {
+        if (ahead.path >= item.end) return;
+#if SORTED
+        if (ahead.channel == 0) left_from = PATH[ahead.path].in + at;
+        auto from = [&](int i) { return x + rows[first_node + i * AT_ONCE] * IN_ROW + left_from; };
+#else
+        if (ahead.channel == 0) left_from = x + rows[first_node] * IN_ROW + PATH[ahead.path].in + at;
+        auto from = [&](int i) { return left_from + i * AT_ONCE * IN_ROW; };
+#endif
+        const int valid = WHOLE_CHANNELS ? TOGETHER : min(max((ahead.channels - ahead.channel) * dim - at, 0), TOGETHER);
+#pragma unroll
+        for (int i = 0; i < LEFT_COPIES; i++) {
+            const int node = first_node + i * AT_ONCE;
+            if (first_node < AT_ONCE && node < count)
+                copy_async<TOGETHER>(left + node * pitch + at, valid ? from(i) : x, valid);
+        }
+        left_from += DEPTH * dim;
+#pragma unroll
+        for (int i = 0; i < RIGHT_COPIES; i++) {
+            const int e = i * THREADS * TOGETHER;
+            copy_async<TOGETHER>(left + LEFT_ROOM + t * TOGETHER + e, right_from + e, TOGETHER);
+        }
+        right_from += STEPS * SLICE;
+        advance(ahead);
+    };
+
+    // Where this thread's rows begin in the left tile. Those without a node are the last one's, and not used.
+    auto own_row = [&](int i, int half) { return t / 32 * (ROWS / WARPS) + i * 16 + half * 8 + lane / 4; };
+    int begins[DOWN][2];
+#pragma unroll
+    for (int i = 0; i < DOWN; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            begins[i][half] = min(own_row(i, half) / dim, count - 1) * pitch + own_row(i, half) % dim + lane % 4 * dim;
+
+    real sums[DOWN][ACROSS][4] = {};
+    // Columns of two groups lie together, as `column_of` has it.
+    auto powers_in = [&](const real* halves) { return halves + (long long)CHUNKS * SLICE + number * COLUMNS + lane % 4 * 4; };
+    // Where MIXED: of the species that is summed over, the rows' scalars and the columns' powers.
+    real factor[DOWN][2];
+    const real* own_powers;
+    auto multiply = [&](const real* left, const Pairs* right, real constant) {
+        unsigned high[DOWN][STEPS][4], low[DOWN][STEPS][4], last_bit[DOWN][2];
+        real scale[DOWN][2];
+#pragma unroll
+        for (int i = 0; i < DOWN; i++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                real of_row[STEPS][4];
+#pragma unroll
+                for (int step = 0; step < STEPS; step++)
+#pragma unroll
+                    for (int n = 0; n < 4; n++) of_row[step][n] = left[begins[i][half] + (step * CHUNK + n * 4) * dim];
+                const unsigned exponent = exponent_of_row(of_row);
+                if constexpr (MIXED)
+                    scale[i][half] = constant * factor[i][half] * __uint_as_float(exponent);
+                else
+                    scale[i][half] = constant * power_down(exponent);
+#pragma unroll
+                for (int step = 0; step < STEPS; step++)
+                    halve_row(of_row[step], power_up(exponent), high[i][step], low[i][step], half);
+            }
+            last_bits(low[i], last_bit[i]);
+        }
+#pragma unroll
+        for (int j = 0; j < ACROSS; j++) {
+            Pairs b[STEPS];
+#pragma unroll
+            for (int step = 0; step < STEPS; step++) b[step] = right[(step * ACROSS + j) * 32];
+#pragma unroll
+            for (int i = 0; i < DOWN; i++) {
+                real chain[4] = {};
+                add_products(chain, high[i], low[i], b, last_bit[i]);
+                if constexpr (MIXED) {
+                    const float2 power = *reinterpret_cast<const float2*>(own_powers + j / 2 * 16 + j % 2 * 2);
+#pragma unroll
+                    for (int n = 0; n < 4; n++) chain[n] *= power_down(__float_as_uint(n % 2 ? power.y : power.x));
+                }
+#pragma unroll
+                for (int n = 0; n < 4; n++) sums[i][j][n] = multiply_add(scale[i][n / 2], chain[n], sums[i][j][n]);
+            }
+        }
+    };
+
+    auto sum_over_channels = [&] {
+        int slot = 0, slot_ahead = (STAGES - 1) * SLOT;
+        real constant = to.scale;
+#pragma unroll
+        for (int n = 0; n < STAGES - 1; n++) {
+            fetch(memory + n * SLOT);
+            close_copies();
+        }
+        while (step.path < item.end) {
+            wait_for_copies<STAGES - 2>();
+            __syncthreads();
+            fetch(memory + slot_ahead);
+            close_copies();
+            const real* left = memory + slot;
+            multiply(left, reinterpret_cast<const Pairs*>(left + LEFT_ROOM) + lane, constant);
+            slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
+            advance(step);
+            if (step.channel == 0 && step.path < item.end) constant = PATH[step.path].scale;
+        }
+    };
+#if SORTED
+    if constexpr (MIXED) {
+        for (int species = 0; (species = next_species(rows.tile, species, SPECIES)) < SPECIES; species++) {
+#pragma unroll
+            for (int i = 0; i < DOWN; i++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    factor[i][half] = rows.attrs[rows[min(own_row(i, half) / dim, count - 1)] * SPECIES + species];
+            own_powers = powers_in(halves + species * OF_SPECIES);
+            right_from = halves + species * OF_SPECIES + (long long)item.chunk * SLICE + t * TOGETHER;
+            step = ahead = {item.first, 0, to.channels};
+            sum_over_channels();
+            __syncthreads();
+        }
+    } else {
+        sum_over_channels();
+#pragma unroll
+        for (int i = 0; i < DOWN; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const real factor = rows.tile.factor[min(own_row(i, half) / dim, count - 1)];
+#pragma unroll
+                for (int j = 0; j < ACROSS; j++) sums[i][j][2 * half] *= factor, sums[i][j][2 * half + 1] *= factor;
+            }
+    }
+#else
+    sum_over_channels();
+#endif
+    const real* powers = powers_in(halves);
+#pragma unroll
+    for (int j = 0; !MIXED && j < ACROSS; j += 2) {
+        const float4 power = *reinterpret_cast<const float4*>(powers + j * 8);
+#pragma unroll
+        for (int i = 0; i < DOWN; i++)
+#pragma unroll
+            for (int n = 0; n < 4; n++) sums[i][j][n] *= n % 2 ? power.y : power.x, sums[i][j + 1][n] *= n % 2 ? power.w : power.z;
+    }
+    if constexpr (DIM == 1 && WHOLE_COLUMNS) {
+#pragma unroll
+        for (int i = 0; i < DOWN; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                if (own_row(i, half) >= count) continue;
+                real* row = out + rows[own_row(i, half)] * OUT_ROW + to.out + item.column + lane % 4 * 4;
+#pragma unroll
+                for (int j = 0; j < ACROSS; j += 2) {
+                    const real *one = sums[i][j] + 2 * half, *next = sums[i][j + 1] + 2 * half;
+                    const float4 four = make_float4(one[0], one[1], next[0], next[1]);
+                    float4* to_here = reinterpret_cast<float4*>(row + j * 8);
+                    SCALARS ? __stcs(to_here, four) : void(*to_here = four);
+                }
+            }
+        return;
+    }
+    // A node's columns with all components come to lie as they do in `out`.
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < DOWN; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int node = own_row(i, half) / dim;
+            if (node >= count) continue;
+            real* row = memory + node * OUT_PITCH<DIM> + lane % 4 * 4 * dim + own_row(i, half) % dim;
+#pragma unroll
+            for (int j = 0; j < ACROSS; j++)
+#pragma unroll
+                for (int n = 0; n < 2; n++) row[(j / 2 * 16 + j % 2 * 2 + n) * dim] = sums[i][j][2 * half + n];
+        }
+    __syncthreads();
+    const int wide = (WHOLE_COLUMNS ? COLUMNS : min(COLUMNS, to.columns - item.column)) * dim;
+    for (int e = t * TOGETHER; e < count * COLUMNS * dim; e += THREADS * TOGETHER) {
+        const int node = e / (COLUMNS * dim), at = e % (COLUMNS * dim);
+        real *to_here = out + rows[node] * OUT_ROW + to.out + item.column * dim + at, *here = memory + node * OUT_PITCH<DIM> + at;
+        if (at + TOGETHER <= wide)
+            *reinterpret_cast<float4*>(to_here) = *reinterpret_cast<float4*>(here);
+        else
+            for (int n = 0; at + n < wide; n++) to_here[n] = here[n];
+    }
+}
