@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, is_dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -67,7 +67,10 @@ class Branches:
         with torch.cuda.stream(stream):
             found = find()
         self._kept.append(found)
-        return Early(found, stream.record_event(), stream.device)
+        when = stream.record_event()
+        for t in _tensors_of(found):
+            self._ready[id(t), version_counter(t)] = when
+        return Early(found, when, stream.device)
 
     def join(self, main: torch.cuda.Stream) -> None:
         """A capture ends in the stream where it began: what was begun ahead, and perhaps not used, ends before."""
@@ -176,6 +179,12 @@ def beside(run: Run) -> Run:
 def _branches_of(x: torch.Tensor) -> Branches | None:
     """Of the capture that the current stream is of."""
     return _of_stream.get(_current(x.device)) if _of_stream else None
+
+
+def _tensors_of(found: Any) -> list[torch.Tensor]:
+    """Those of what was found: a tensor, or a dataclass of some."""
+    each = [found, *vars(found).values()] if is_dataclass(found) else [found]
+    return [t for t in each if isinstance(t, torch.Tensor)]
 
 
 def _current(device: torch.device) -> torch.cuda.Stream:

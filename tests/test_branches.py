@@ -13,6 +13,7 @@ import torch
 
 from e3nn_accel import branches
 from e3nn_accel.branches import Streams, begun, beside, branching, early, is_ready
+from e3nn_accel.groupings import NodesBySpecies
 
 pytestmark = pytest.mark.once
 
@@ -156,6 +157,24 @@ def test_ahead_of_what_runs_beside(device: Device) -> None:
     assert device.ahead.given == ["waits for main 0", "halves"] * 2
     assert device.side.given == ["waits for main 0", "waits for ahead 2", "product"]
     assert "waits for ahead 4" in device.main.given
+
+
+def test_what_is_made_of_what_was_found_ahead(device: Device) -> None:
+    """Waits for that alone, not for what came between."""
+    batch, weight = torch.ones(3), torch.nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def find() -> NodesBySpecies:
+        device.does("order")
+        return NodesBySpecies(None, 1, batch.int(), batch.int(), torch.zeros(3))
+
+    with branching(device.streams):
+        is_ready(batch)
+        nodes = early(find, (batch,))
+        device.does("a layer")
+        early(lambda: device.does("halves of those that occur"), (weight, nodes.first))
+    assert device.ahead.given == [
+        "waits for main 0", "order", "waits for main 0", "waits for ahead 2", "halves of those that occur",
+    ]  # fmt: skip
 
 
 def test_another_stream_than_those_of_the_capture(device: Device) -> None:

@@ -14,6 +14,7 @@ import torch
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, pitch
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each
+from e3nn_accel.branches import early
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.launch import Kernel, new_rows
 
@@ -170,17 +171,23 @@ class LinearInHalves:
     ) -> torch.Tensor:
         """[rows, out]; both tensors begin where a copy may."""
         halve_weights, product = kernels
-        rows, columns, halves = x.shape[0], self.side.out_row, new_rows(w, 1, self._room_for_halves)
+        rows, columns = x.shape[0], self.side.out_row
         # two calls where one with `*sorted_rows` would do: that takes a microsecond
         if not self._classes:
-            halve_weights(self._cutters, CUTTERS, w, halves)
+            halves = early(lambda: self._halved(halve_weights, w), (w,))
             out = new_rows(x, rows, columns) if self._whole else x.new_zeros((rows, columns))
             product((blocks, 1, 1), BLOCK, x, halves, rows, out, shared=self._shared)
             return out
         attrs, order, first = sorted_rows
-        halve_weights(self._cutters, CUTTERS, w, first, halves)
+        halves = early(lambda: self._halved(halve_weights, w, first), (w, first))
         out = new_rows(x, rows, columns) if self._whole else x.new_zeros((rows, columns))
         product(
             (blocks, 1, 1), BLOCK, x, attrs, order, first, halves, rows, out, shared=self._shared
         )
         return out
+
+    def _halved(self, kernel: Kernel, w: torch.Tensor, *first: torch.Tensor | None) -> torch.Tensor:
+        """The weights, of each species that has rows."""
+        halves = new_rows(w, 1, self._room_for_halves)
+        kernel(self._cutters, CUTTERS, w, *first, halves)
+        return halves
