@@ -15,7 +15,7 @@ from slow_cases import slow_but
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPath, MatrixPaths
-from e3nn_accel.backends.cuda.linear_in_halves import Cut, LinearInHalves
+from e3nn_accel.backends.cuda.linear_in_halves import Cut, LinearInHalves, least_rows
 from e3nn_accel.config import Config
 from e3nn_accel.plan import PlanContext
 
@@ -38,7 +38,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
 
     monkeypatch.setattr(LinearInHalves, "rows", counted)
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
-    monkeypatch.setattr(indexed_linear_launch, "ROWS_OF_A_SPECIES", 0)
+    monkeypatch.setattr(indexed_linear_launch, "least_rows", lambda species: 0)
     return found
 
 
@@ -154,11 +154,16 @@ def test_rows_of_a_species_decide(
     monkeypatch: pytest.MonkeyPatch, launches: list[tuple[bool, int]]
 ) -> None:
     """Whether cutting its weights pays; below, tensor cores take tf32."""
-    monkeypatch.setattr(indexed_linear_launch, "ROWS_OF_A_SPECIES", 50)
+    monkeypatch.setattr(indexed_linear_launch, "least_rows", lambda species: 50 * species)
     exercise("small", "all species", 199)
     assert launches == []
     exercise("small", "all species", 200)
     assert set(launches) == {(False, 200), (True, 200)}
+
+
+def test_least_rows() -> None:
+    """A species has to have some, and there has to be work for a device."""
+    assert [least_rows(species) for species in (0, 1, 14, 16)] == [0, 3000, 3000, 3200]
 
 
 def test_other_calls_take_other_kernels(launches: list[tuple[bool, int]]) -> None:

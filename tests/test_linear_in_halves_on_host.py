@@ -121,7 +121,7 @@ def test_a_missing_barrier_is_a_race(
 ) -> None:
     """ThreadSanitizer says so, of each, in rows that are sorted by species, which have more of them."""
     kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(FILE, barrier)
-    monkeypatch.setattr(indexed_linear_launch, "ROWS_OF_A_SPECIES", 0)
+    monkeypatch.setattr(indexed_linear_launch, "least_rows", lambda species: 0)
     attrs = node_attrs("one row mixed", 90)
     attrs[::9] = draw((4,), 5)
     with race_shown():

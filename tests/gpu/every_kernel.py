@@ -113,10 +113,8 @@ def skip_connections(dtype: torch.dtype) -> Iterator[Work]:
 
 def skip_connections_of_many_rows(dtype: torch.dtype) -> Iterator[Work]:
     """A kind of their own: by halves however few there are, some of several species, some of none."""
-    few, least = (
-        f"{indexed_linear_launch.__name__}.{of}" for of in ("FEW_BLOCKS", "ROWS_OF_A_SPECIES")
-    )
-    with mock.patch(few, -1), mock.patch(least, 0):
+    few = mock.patch.object(indexed_linear_launch, "FEW_BLOCKS", -1)
+    with few, mock.patch.object(indexed_linear_launch, "least_rows", return_value=0):
         for irreps in SPECIES_IN_HALVES.values():
             module = indexed(irreps)
             attrs = node_attrs("one row mixed", 200, module.irreps_in2.dim)

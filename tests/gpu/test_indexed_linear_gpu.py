@@ -20,7 +20,7 @@ from mace_parts import ATTRS, node_attrs
 from replays import assert_replay_equals_eager, warmed_up
 
 from e3nn_accel.backends.cuda import indexed_linear_launch
-from e3nn_accel.backends.cuda.linear_in_halves import ROWS_OF_A_SPECIES, LinearInHalves
+from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves, least_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -93,7 +93,7 @@ def by_halves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def in_halves(monkeypatch: pytest.MonkeyPatch, by_halves: list[int]) -> list[int]:
     """The same, where all calls do, of however few rows."""
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
-    monkeypatch.setattr(indexed_linear_launch, "ROWS_OF_A_SPECIES", 0)
+    monkeypatch.setattr(indexed_linear_launch, "least_rows", lambda species: 0)
     return by_halves
 
 
@@ -113,10 +113,10 @@ def test_attrs_in_halves(attrs: str, in_halves: list[int]) -> None:
     assert in_halves
 
 
-@pytest.mark.parametrize(("species", "missing"), [(20, 0), (20, 1), (89, 89 * 285)])
+@pytest.mark.parametrize(("species", "missing"), [(20, 0), (20, 1), (89, 89 * 185)])
 def test_rows_of_a_species_decide(species: int, missing: int, by_halves: list[int]) -> None:
     """Whether cutting its weights pays."""
-    rows = ROWS_OF_A_SPECIES * species - missing
+    rows = least_rows(species) - missing
     attrs = node_attrs("one row mixed", rows, species)
     check((MACE[0], f"{species}x0e", MACE[2]), attrs, torch.float32, "cuda")
     assert set(by_halves) == (set() if missing else {rows})

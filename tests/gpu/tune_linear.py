@@ -144,7 +144,8 @@ def time_kinds(
 
 def by_halves(wanted: bool) -> Any:
     """All rows that aren't few, of species-indexed linears, go by halves, or by tf32."""
-    return mock.patch.object(indexed_linear_launch, "ROWS_OF_A_SPECIES", 0 if wanted else 1 << 40)
+    least = 0 if wanted else 1 << 40
+    return mock.patch.object(indexed_linear_launch, "least_rows", return_value=least)
 
 
 def time_ways(

@@ -8,7 +8,7 @@ import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, rounded_to, slices_of
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
-from e3nn_accel.backends.cuda.linear_in_halves import ROWS_OF_A_SPECIES, LinearInHalves
+from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves, least_rows
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.share_sums import ShareSums
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
@@ -125,7 +125,7 @@ class IndexedLinearKernels:
         # of a single matrix all that aren't few are taken by halves, if any are
         self._ways: list[Way] = ["many"] if paths.species or not self._halves else []
         self._ways += ["halves", "few"] if self._halves else ["few"]
-        self._least_in_halves = ROWS_OF_A_SPECIES * paths.species
+        self._least_in_halves = least_rows(paths.species)
         self._kernels: dict[tuple[torch.device, Way], dict[str, tuple[Kernel, ...]]] = {}
         self._launches: dict[tuple[str, torch.Size, torch.Size, torch.device], _Launch] = {}
 

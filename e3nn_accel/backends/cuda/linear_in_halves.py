@@ -25,8 +25,11 @@ COLUMNS_OF_A_CUTTER = 8
 BYTES = 4
 CHUNK = 16
 """Channels that tensor cores sum over at once."""
-ROWS_OF_A_SPECIES = 300
-"""From so many on, on average, products by halves save more than cutting a species' weights takes."""
+ROWS_OF_A_SPECIES, LEAST_ROWS = 200, 3000
+"""From so many rows a species and in all, products by halves save more than cutting all species' weights takes.
+
+Found by tests/gpu/tune_linear.py on an H200; how many of the species occur nobody knows without waiting for the device.
+"""
 MOST_ROOM = 64 << 20
 """Bytes that the halves of all species may take: more are not in the second-level cache when tiles read them."""
 
@@ -57,6 +60,11 @@ def cut_of(side: MatrixPaths) -> Cut:
     if side.widest > 1 or columns > 64:
         return Cut(rows=64, columns=64, depth=32, stages=3, blocks=4)
     return Cut(rows=64, columns=64, depth=32, stages=2, blocks=3)
+
+
+def least_rows(species: int) -> int:
+    """That go by halves, unless they are few; 0 species: of a single matrix all do."""
+    return max(LEAST_ROWS, ROWS_OF_A_SPECIES * species) if species else 0
 
 
 class LinearInHalves:
