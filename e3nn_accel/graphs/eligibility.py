@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +142,28 @@ def check_process(device: torch.device) -> None:
         reason = "a torch dispatch mode is on"
     if not reason and type_of(device) == "cuda" and torch.cuda.is_current_stream_capturing():
         reason = "the caller captures a CUDA graph"
+    if reason:
+        raise RunsEagerly(reason)
+
+
+def check_gradients(frozen: bool, training: bool, always: bool) -> None:
+    """Raise `RunsEagerly` where a call's gradients can't be those of a replay.
+
+    Args:
+        frozen: Whether no parameter of the model requires a gradient.
+        training: Whether results are to be differentiated by parameters.
+        always: Whether results are to be detached, whatever parameters require (graph=1).
+    """
+    reason = ""
+    if training and frozen:
+        reason = "training=True: results are differentiated"
+    elif training and threading.current_thread() is not threading.main_thread():
+        # autograd's thread, waiting for this one's lock, would be waited for by another's capture
+        reason = "training in a thread that isn't the main one"
+    elif training and several_processes():
+        reason = "training in several processes"
+    elif not training and not always and not frozen:
+        reason = "parameters require gradients"
     if reason:
         raise RunsEagerly(reason)
 

@@ -170,15 +170,7 @@ class ModelState:
             self._batches = BatchReader({**padding.AXES, **padding.feature_axes(module)})
         if hooked:
             raise RunsEagerly("modules of the model have hooks, which a replay wouldn't run")
-        if training and known.frozen():
-            raise RunsEagerly("training=True: results are differentiated")
-        if training and threading.current_thread() is not threading.main_thread():
-            # autograd's thread, waiting for this one's lock, would be waited for by another's capture
-            raise RunsEagerly("training in a thread that isn't the main one")
-        if training and eligibility.several_processes():
-            raise RunsEagerly("training in several processes")
-        if not training and not self._always and not known.frozen():
-            raise RunsEagerly("parameters require gradients")
+        eligibility.check_gradients(known.frozen(), training, self._always)
 
     def _start_anew(self, device: torch.device) -> None:
         self._store.clear()
