@@ -6,6 +6,7 @@ w = sum_b T_b W_b; the map is linear, so that it and its transpose are each othe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -38,9 +39,11 @@ def change_of_basis(weights: Some, kernels: BasisKernels) -> torch.Tensor:
         which = tuple(n for n, w in enumerate(weights) if w is not None)
         out: torch.Tensor = _To.apply(*[weights[n] for n in which], which, kernels)  # type: ignore[no-untyped-call]
         return out
-    return early(
-        lambda: kernels.to_basis([None if w is None else w.contiguous() for w in weights]), weights
-    )
+    return early(partial(_to_basis, weights, kernels), weights)
+
+
+def _to_basis(weights: Some, kernels: BasisKernels) -> torch.Tensor:
+    return kernels.to_basis([None if w is None else w.contiguous() for w in weights])
 
 
 class _To(torch.autograd.Function):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.launch import Kernel, load_all, new_rows
+from e3nn_accel.launch import Kernel, load_all, new_matrices
 from e3nn_accel.plan import PlanContext
 
 GROUP = 4
@@ -74,10 +74,10 @@ class ChangeOfBasis:
         if like is None:
             like = next(w for w in weights if w is not None)
         species = like.shape[0]
-        out = new_rows(like, species * self.reduced, self.channels)
+        out = new_matrices(like, species, self.reduced, self.channels)
         kernel, table = (self._loaded.get(like.device) or self._on(like.device))[0]
         kernel(self._grid(species, self._to), BLOCK, *weights, table, species, out)
-        return out.view(species, self.reduced, self.channels)
+        return out
 
     def from_basis(
         self, w: torch.Tensor, wanted: Sequence[bool]
