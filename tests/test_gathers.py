@@ -221,7 +221,7 @@ def test_what_is_none_is_torchs_error(take: Take) -> None:
     assert str(found.value) == str(expected.value)
 
 
-def test_a_part_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_torchs() -> None:
     """And what isn't asked for by numbers."""
     rows = torch.randn(2, 3)
     with QuickGathers():
