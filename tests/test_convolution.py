@@ -25,7 +25,7 @@ from graphs import GRAPHS, random_edges
 from hypothesis import given
 from strategies import Case
 
-from e3nn_accel.groupings import blocks_of
+from e3nn_accel.backends.torch.blocks import blocks_of
 from e3nn_accel.interception import suspend
 
 pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64")

@@ -2,7 +2,7 @@
 
 For a path p, out[n,u,k] = sum over the edges e of n, sum_i (w_p[e,u] x[sender,u,i]) M_p[e,i,k] with
 M_p[e,i,k] = sum_j C[i,j,k] y[e,j]: a matrix product over (edge, i). Edges are laid out in blocks of
-their receiver (`groupings.Blocks`), so the sum over edges happens inside the product and the
+their receiver (`blocks.Blocks`), so the sum over edges happens inside the product and the
 messages [edges, irreps_out.dim], several times the size of everything else, are never made.
 """
 
@@ -14,12 +14,12 @@ from math import prod
 
 import torch
 
+from e3nn_accel.backends.torch.blocks import blocks_of
 from e3nn_accel.descriptor import (
     ConvolutionDescriptor,
     ProductPath,
     TensorProductDescriptor,
 )
-from e3nn_accel.groupings import blocks_of
 from e3nn_accel.irreps import Irreps, dim_of
 from e3nn_accel.layout import rows_ir_mul, split_weights, to_ir_mul
 from e3nn_accel.ops.permute_rows import rows_to_slots
