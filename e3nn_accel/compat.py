@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -246,6 +247,26 @@ def new_memory_function() -> Callable[..., torch.Tensor] | None:
 def current_device_function() -> Callable[[], int]:
     """The quickest way to the index of the current CUDA device."""
     return getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.current_device
+
+
+def likeness_of(tensors: Sequence[torch.Tensor], with_rows: int) -> Callable[..., bool] | None:
+    """What says of as many tensors whether they are like these, or None: as torch's compiler guards its code.
+
+    In class, dtype, device, layout, whether they want gradients, what the thread's modes (autocast, inference) make
+    of them, and in shape, each in one piece; but for the first dimension of the first ``with_rows``.
+    """
+    guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+    make = getattr(guards, "TensorGuards", None)
+    if make is None:
+        return None
+    sizes: list[list[int | None]] = [list(t.shape) for t in tensors]
+    strides = [[math.prod(t.shape[n + 1 :]) for n in range(t.dim())] for t in tensors]
+    for size in sizes[:with_rows]:
+        size[0] = None
+    alike: Callable[..., bool] = make(
+        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+    ).check
+    return alike
 
 
 def dispatch_mode_active() -> bool:

@@ -20,6 +20,7 @@ from e3nn_accel.guard import left_out, own_behaviour, program_transform
 from e3nn_accel.hookspecs import Call, Target
 from e3nn_accel.interception import stock_call, suspended
 from e3nn_accel.neighbours.calls import CalculatorCalls
+from e3nn_accel.ordinary import MOST_KINDS, remember
 from e3nn_accel.plan import Refusal
 from e3nn_accel.planning import Plans
 from e3nn_accel.registry import Registry
@@ -122,6 +123,11 @@ class Dispatcher:
         reason = program_transform() or own_behaviour(module, runner.stock_forward) or runner.left
         if reason:
             return self.stock(module, runner, reason, args, kwargs)
+        ordinary = runner.ordinary
+        if ordinary is not None and not kwargs:
+            taken = ordinary.take(module, args)
+            if taken is not None:
+                return taken
         assert runner.config is not None
         try:
             call = target.bind(module, *args, **kwargs)
@@ -183,6 +189,12 @@ class Dispatcher:
             return result
         seconds = time.perf_counter() - started if config.profile else 0.0
         runner.count(call.operation, plan.backend, "", seconds)
+        if (
+            plan.ordinary is not None
+            and not out.requires_grad
+            and runner.kinds_of_ordinary_calls < MOST_KINDS
+        ):
+            remember(module, runner, target, outcome, call, args, kwargs)
         if config.verify:
             self.verify(module, outcome, out, call, config.strict)
         return out if target.wrap is None else target.wrap(out)

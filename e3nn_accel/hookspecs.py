@@ -58,6 +58,9 @@ class Target:
         wrap: Makes of a plan's tensor what the class returns, where that is something else.
         backend: The one backend whose plans are faster than stock e3nn, if they aren't everywhere. Where
             it can't be used, stock has the calls by choice (`e3nn_accel.by_choice`), at next to no cost.
+        operands: Those of the `Call` that `bind` makes of the same positional arguments, if it makes one of
+            `operation`; found as quickly as can be, not looked at, and an exception means that these aren't
+            ordinary. With it, calls like one before aren't bound (`e3nn_accel.ordinary`).
         versions: The versions this was written for, as a PEP 440 specifier; others are reported by
             ``doctor``, not refused: the self-check decides.
     """
@@ -70,6 +73,7 @@ class Target:
     traceable: bool = False
     wrap: Callable[[torch.Tensor], Any] | None = None
     backend: str = ""
+    operands: Callable[..., tuple[torch.Tensor, ...]] | None = None
 
 
 @dataclass(frozen=True)

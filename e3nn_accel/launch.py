@@ -169,6 +169,7 @@ class Kernel:
         self._owner = function  # keeps the module loaded
         self._function: int = function.ptr
         self._launch: Callable[..., None] = driver.launchKernel
+        self._count = len(parameters)
         self._pointers = tuple(n for n, letter in enumerate(parameters) if letter == "P")
         self._block = _ArgumentBlock(parameters)
         self._shared_limit = 0
@@ -199,21 +200,23 @@ class Kernel:
             return
         if shared > self._shared_limit:
             self._make_room(shared)
-        values: list[Any] = list(arguments)
-        if len(values) != len(self.parameters):
+        values: list[Any] = [*arguments]
+        if len(values) != self._count:
             raise ValueError(f"{len(values)} arguments for parameters {self.parameters!r}")
         for n in self._pointers:
             tensor = values[n]
             values[n] = 0 if tensor is None else tensor.data_ptr()
-        packed = self._block
-        packed.pack(*values)
+        pack, address = self._block.own
+        pack(*values)
+        gx, gy, gz = grid
+        bx, by, bz = block
         stream = self._stream_of(self.index)
-        launch = (self._function, *grid, *block, shared, stream, packed.address, 0)
         try:
-            self._launch(*launch)
+            self._launch(self._function, gx, gy, gz, bx, by, bz, shared, stream, address, 0)
         except Exception as error:
             if not is_full(error):
                 raise
+            launch = (self._function, *grid, *block, shared, stream, address, 0)
             with_memory(lambda: self._launch(*launch), self.index)
 
     def _make_room(self, shared: int) -> None:
@@ -230,6 +233,9 @@ class _ArgumentBlock(threading.local):
 
     Each thread has its own (the engine of torch's autograd runs in threads), made at its first
     launch, which is also where the thread gets its context.
+
+    Attributes:
+        own: What packs values into the thread's block, and the block's address.
     """
 
     def __init__(self, parameters: str) -> None:
@@ -241,8 +247,8 @@ class _ArgumentBlock(threading.local):
         pointers = [start + end - size for end, size in zip(ends, sizes, strict=True)]
         self._values = values
         self._pointers = (ctypes.c_void_p * max(len(pointers), 1))(*pointers)
-        self.address = ctypes.addressof(self._pointers)
-        self.pack: Callable[..., None] = functools.partial(layout.pack_into, values, 0)
+        pack: Callable[..., None] = functools.partial(layout.pack_into, values, 0)
+        self.own = pack, ctypes.addressof(self._pointers)
         _driver_for_this_thread()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -36,6 +36,28 @@ class PlanContext:
     architecture: int | None = None
 
 
+class Ordinary(NamedTuple):
+    """What a plan does with operands as they mostly are, about which it asks nothing.
+
+    Attributes:
+        dims: Of the first operands, [rows, ..] each; the others are weights.
+        run: As `Plan.run`, of operands that are like some that it took before but for the number of rows, which
+            is the same in each of the first. All are contiguous, and nothing is to be differentiated.
+    """
+
+    dims: tuple[int, ...]
+    run: Callable[..., torch.Tensor]
+
+    def takes(self, operands: Tensors) -> bool:
+        """Whether operands that the plan took are such; that nothing is to be differentiated, the caller sees to."""
+        rows = operands[: len(self.dims)]
+        return (
+            all(t.is_contiguous() for t in operands)
+            and tuple(t.dim() for t in rows) == self.dims
+            and len({t.shape[0] for t in rows}) == 1
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """A way to compute one descriptor in one dtype on one device.
@@ -58,6 +80,7 @@ class Plan:
             as the user asked; the self-check allows for it, and the strategy should name it.
         programs: The CUDA programs that `run` launches; known without a device, compiled by the first run.
         fewest_rows: Of a tensor product: calls of fewer rows stock e3nn has by choice, as no plan is much faster.
+        ordinary: A quicker way to most calls; without it all are looked at.
     """
 
     backend: str
@@ -68,6 +91,7 @@ class Plan:
     gradients: Gradients | None = field(default=None, compare=False, repr=False)
     rounded_to: Precision | None = None
     fewest_rows: int = 0
+    ordinary: Ordinary | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.plan import Plan, Refusal
+
+if TYPE_CHECKING:
+    from e3nn_accel.ordinary import OrdinaryCalls
 
 PlanKey = tuple[str, torch.dtype, torch.device]
 
@@ -48,6 +51,8 @@ class Runner:
         stock_forward: The forward it must have for a plan to stand in for it.
         notes: What the report says of an operation that no plan describes.
         by_choice: By device, why stock e3nn has its calls by choice, or an empty string.
+        ordinary: What knows most calls at a glance, after the first of them.
+        kinds_of_ordinary_calls: How often that was made anew.
     """
 
     config: Config | None
@@ -58,6 +63,8 @@ class Runner:
     usage: dict[tuple[str, str, str], Usage] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     by_choice: dict[torch.device, str] = field(default_factory=dict)
+    ordinary: OrdinaryCalls | None = None
+    kinds_of_ordinary_calls: int = 0
 
     def strategy(self, operation: str) -> str:
         """The strategy of the plan that runs an operation."""

@@ -74,7 +74,8 @@ def _compare(
         except Exception as error:
             return f"{SKIPPED} on a small batch ({type(error).__name__}: {error})"
         try:
-            found = plan.run(*operands(stock, operation, inputs))
+            given = operands(stock, operation, inputs)
+            found, ordinary = plan.run(*given), _as_ordinary(plan, given)
         except compat.OutOfMemory:
             raise
         except Exception as error:
@@ -85,7 +86,19 @@ def _compare(
             raise
         except Exception as error:  # autograd itself, in a child process forked after CUDA was used
             return f"{SKIPPED} backward ({type(error).__name__}: {error})"
-        return _differences(found, expected, leaves, stocks, _tolerance(dtype, plan))
+        tolerance = _tolerance(dtype, plan)
+        finding = _differences(found, expected, leaves, stocks, tolerance)
+        if finding or ordinary is None:
+            return finding
+        return _difference("value of an ordinary call", ordinary, expected, tolerance)
+
+
+def _as_ordinary(plan: Plan, given: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+    """What the plan has for ordinary calls, of these operands if they could be one's."""
+    if plan.ordinary is None or not plan.ordinary.takes(given):
+        return None
+    with torch.no_grad():
+        return plan.ordinary.run(*given)
 
 
 def compare_call(module: torch.nn.Module, call: Call, found: torch.Tensor, plan: Plan) -> str:

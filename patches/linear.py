@@ -57,6 +57,12 @@ def bind(
     return reason or Call("linear", operands)
 
 
+def operands(module: Any, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Those of a Linear that has its own weights and no biases."""
+    own = module._parameters["weight"]
+    return features, own, module._buffers.get("bias", own)
+
+
 def _dim_in(module: Any) -> int:
     """torch.compile can't look into e3nn's Irreps, which refuse to say their length."""
     if torch.compiler.is_compiling():
@@ -94,7 +100,7 @@ def _wrong_weights(
 @hookimpl
 def e3nn_accel_targets() -> list[Target]:
     """Linear alone; subclasses with a forward of their own stay stock."""
-    return [Target("e3nn.o3:Linear", bind, "linear", traceable=True)]
+    return [Target("e3nn.o3:Linear", bind, "linear", traceable=True, operands=operands)]
 
 
 @hookimpl

@@ -46,12 +46,8 @@ def bind(module: Any, x: Any, y: Any) -> Call | str:
         weights = _all_weights(contractions)
         return _wrong(x, y, weights, contractions) or Call("contraction", (x, y, *weights))
     try:
-        weights = []
-        for contraction in contractions.values():  # `weights_of` where they lie
-            lower = contraction._modules["weights"]._parameters
-            weights += map(lower.__getitem__, _FALLING[len(lower)])
-            weights.append(contraction._parameters["weights_max"])
-        first, u = weights[0].shape, contraction._buffers["U_matrix_1"].shape
+        weights = list(operands(module, x, y)[2:])
+        first, u = weights[0].shape, contractions["0"]._buffers["U_matrix_1"].shape
         kind: Hashable = (first, u, _facts(x), _facts(y), *map(_facts_of_weight, weights))
     except (AttributeError, LookupError):
         # something is no tensor, or weights are no parameters, as in a replica of data-parallel training
@@ -63,6 +59,16 @@ def bind(module: Any, x: Any, y: Any) -> Call | str:
         if kind is not None:
             _remember(kind)
     return Call("contraction", (x, y, *weights))
+
+
+def operands(module: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Those of ``SymmetricContraction.forward``: `weights_of` where they lie."""
+    found = [x, y]
+    for contraction in module._modules["contractions"]._modules.values():
+        parameters = contraction._modules["weights"]._parameters
+        found += map(parameters.__getitem__, _FALLING[len(parameters)])
+        found.append(contraction._parameters["weights_max"])
+    return tuple(found)
 
 
 def _remember(kind: Hashable) -> None:
@@ -98,7 +104,11 @@ def _is_empty(weight: torch.Tensor) -> bool:
 def e3nn_accel_targets() -> list[Target]:
     """MACE's SymmetricContraction; its Contraction children are only ever called by it."""
     versions = compat.WRITTEN_FOR["mace-torch"]
-    return [Target(CLASS, bind, "contraction", "mace-torch", versions, traceable=True)]
+    return [
+        Target(
+            CLASS, bind, "contraction", "mace-torch", versions, traceable=True, operands=operands
+        )
+    ]
 
 
 @hookimpl

@@ -45,6 +45,17 @@ def bind(
     return _bind_any_shape(module, x, y, weight, edge_index)
 
 
+def operands(module: Any, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Those of a product that has its own weights.
+
+    Raises:
+        TypeError: It hasn't, or its constants, which e3nn doesn't convert, are of another dtype.
+    """
+    if not module.internal_weights or module._buffers["output_mask"].dtype != x.dtype:
+        raise TypeError
+    return x, y, module._parameters["weight"]
+
+
 def _bind_any_shape(
     module: Any,
     x: torch.Tensor,
@@ -112,7 +123,10 @@ def e3nn_accel_targets() -> list[Target]:
         "ElementwiseTensorProduct",
         "FullTensorProduct",
     )
-    targets = [Target(f"e3nn.o3:{name}", bind, "tensor_product", traceable=True) for name in names]
+    targets = [
+        Target(f"e3nn.o3:{name}", bind, "tensor_product", traceable=True, operands=operands)
+        for name in names
+    ]
     square = Target("e3nn.o3:TensorSquare", bind_square, "tensor_product", traceable=True)
     return [*targets, square]
 

@@ -15,11 +15,12 @@ from e3nn_accel.backends.cuda.contraction_code import MOST_TERMS
 from e3nn_accel.backends.cuda.contraction_kernels import FusedContraction
 from e3nn_accel.backends.cuda.contraction_paths import Paths
 from e3nn_accel.backends.cuda.species import SpeciesSort
+from e3nn_accel.branches import early
 from e3nn_accel.descriptor import ContractionDescriptor
 from e3nn_accel.groupings import NodesBySpecies
 from e3nn_accel.ops.change_of_basis import change_of_basis
 from e3nn_accel.ops.contraction import contraction, contraction_gradients
-from e3nn_accel.plan import Plan, PlanContext, Refusal, Tensors
+from e3nn_accel.plan import Ordinary, Plan, PlanContext, Refusal, Tensors
 
 MOST_PATHS = 65535
 """Blocks that a grid has in its second and third direction."""
@@ -57,6 +58,13 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
             return contraction(x, own, NodesBySpecies.each_its_own(nodes, x.device), kernels)
         return contraction(x, w, sort.nodes(node_attrs), kernels)
 
+    def run_ordinary(
+        x: torch.Tensor, node_attrs: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        taken = weights if all_used else [weights[n] for n in used]
+        w = early(lambda: basis.to_basis(taken), taken)
+        return kernels.forward(x, w, sort.nodes(node_attrs), None)
+
     def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
         x, node_attrs, *weights = operands
         # by node_attrs nothing of these is differentiable
@@ -71,4 +79,5 @@ def plan(d: ContractionDescriptor, context: PlanContext) -> Plan | Refusal:
     how = "tables" if kernels.tables else "straight-line code"
     strategy = f"fused, {original} paths reduced to {paths.weights}, {how}"
     programs = (*kernels.programs(), basis.program, sort.program)
-    return Plan("cuda", d, strategy, run, programs, gradients)
+    ordinary = Ordinary((3, 2), run_ordinary)
+    return Plan("cuda", d, strategy, run, programs, gradients, ordinary=ordinary)

@@ -76,7 +76,8 @@ class ChangeOfBasis:
         species = like.shape[0]
         out = new_matrices(like, species, self.reduced, self.channels)
         kernel, table = (self._loaded.get(like.device) or self._on(like.device))[0]
-        kernel(self._grid(species, self._to), BLOCK, *weights, table, species, out)
+        grid = -(-species * self.channels // THREADS), len(self._to), 1
+        kernel(grid, BLOCK, *weights, table, species, out)
         return out
 
     def from_basis(
@@ -89,11 +90,9 @@ class ChangeOfBasis:
             for paths, want in zip(self.paths, wanted, strict=True)
         )
         kernel, table = self._on(w.device)[1]
-        kernel(self._grid(species, self._from), BLOCK, w, table, species, *found)
+        grid = -(-species * self.channels // THREADS), len(self._from), 1
+        kernel(grid, BLOCK, w, table, species, *found)
         return found
-
-    def _grid(self, species: int, items: Sequence[_Item]) -> tuple[int, int, int]:
-        return -(-species * self.channels // THREADS), len(items), 1
 
     def _on(self, device: torch.device) -> tuple[tuple[Kernel, torch.Tensor], ...]:
         """Each kernel with its coefficients, which are no part of the program: there may be many."""

@@ -17,7 +17,7 @@ from e3nn_accel.descriptor import TensorProductDescriptor
 from e3nn_accel.irreps import dim_of
 from e3nn_accel.layout import flat, flat_rows, unflat
 from e3nn_accel.ops.weighted import weighted, weighted_gradients
-from e3nn_accel.plan import Plan, PlanContext, Refusal, Tensors
+from e3nn_accel.plan import Ordinary, Plan, PlanContext, Refusal, Tensors
 
 
 def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
@@ -42,6 +42,10 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
         call = call_of(y if y.shape[:-1] == leading else attrs)
         return unflat(weighted(x, flat(weight), call), leading)
 
+    def run_ordinary(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        by = sort.nodes(y)
+        return kernels.known_rows(x, flat(weight), (by.attrs, by.order, by.first))
+
     def call_of(attrs: torch.Tensor) -> OneCall:
         """Of rows of these species, whose scalars are read where they were copied to when they were sorted."""
         by = sort.nodes(attrs)
@@ -60,4 +64,5 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
     rounded = kernels.rounded_to
     strategy = f"indexed linear over {species} species, sorted on the device{products_in(rounded)}"
     programs = (*kernels.programs(), sort.program)
-    return Plan("cuda", d, strategy, run, programs, gradients, rounded)
+    ordinary = Ordinary((2, 2), run_ordinary)
+    return Plan("cuda", d, strategy, run, programs, gradients, rounded, ordinary=ordinary)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from e3nn_accel.backends.cuda import tensor_product
-from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
+from e3nn_accel.backends.cuda.indexed_linear_launch import ALIKE, IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_early
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_forms import as_product, without_columns
@@ -19,7 +19,7 @@ from e3nn_accel.descriptor import LinearDescriptor
 from e3nn_accel.irreps import dim_of
 from e3nn_accel.layout import flat, flat_rows, unflat
 from e3nn_accel.ops.weighted import weighted, weighted_gradients
-from e3nn_accel.plan import Plan, PlanContext, Refusal, Tensors
+from e3nn_accel.plan import Ordinary, Plan, PlanContext, Refusal, Tensors
 
 
 def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
@@ -46,6 +46,9 @@ def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
             out = out + _row_of(bias, wide)
         return out.reshape(*leading, *columns) if columns else unflat(out, leading)
 
+    def run_ordinary(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return call.kernels.known_rows(x, flat(weight), ALIKE)
+
     def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
         x, weight, bias = operands
         if columns or (wanted[2] and biased):
@@ -61,7 +64,9 @@ def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
 
     rounded = call.kernels.rounded_to
     strategy = f"all irreps in one kernel{products_in(rounded)}"
-    return Plan("cuda", d, strategy, run, call.kernels.programs(), gradients, rounded)
+    ordinary = None if biased or columns else Ordinary((2,), run_ordinary)
+    programs = call.kernels.programs()
+    return Plan("cuda", d, strategy, run, programs, gradients, rounded, ordinary=ordinary)
 
 
 def _own_weights(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -77,11 +78,14 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> tuple[str, Run]:
     _, general = tensor_product.plan(d, context)
     layout = _layout(d, context)
     dim1, dim_out = dim_of(d.irreps_in1), dim_of(d.irreps_out)
+    weights = sum(prod(shape) for shape in layout.shapes) if layout else 0
     nothing = torch.zeros(1, dtype=context.dtype, device=context.device)
 
     def run(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         recording = torch.is_grad_enabled()
         leading = x.shape[:-1]
+        if weight.numel() != weights:  # strides would reach beyond it
+            return general(x, y, weight)
         if layout is None or leading != y.shape[:-1] or (y.requires_grad and recording):
             return general(x, y, weight)
         species = species_of(y)
