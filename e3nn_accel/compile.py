@@ -49,6 +49,7 @@ class KernelProgram:
         macros: "NAME=VALUE", or "NAME" alone.
         options: Further options of NVRTC.
         description: The plan in one line, for dumps.
+        features_of: The compute capability, as 90 for 9.0, whose own instructions it has, which no other takes.
         package: Where the file and the headers that it includes are.
         code: The text to use in place of the file's, where a plugin has replaced it.
     """
@@ -60,6 +61,7 @@ class KernelProgram:
     macros: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     description: str = field(default="", compare=False)
+    features_of: int = 0
     package: str = "e3nn_accel.kernels"
     code: str = field(default="", repr=False)
 
@@ -165,6 +167,8 @@ class Toolchain:
             CompileError: NVRTC can't.
         """
         target = self.compiler.target(architecture)
+        if program.features_of == architecture:
+            target += "a"
         key = program.key(target, self.compiler.version)
         binary = self._built.get(key)
         if binary is None:

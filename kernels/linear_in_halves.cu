@@ -94,7 +94,14 @@ halve_weights(const real* __restrict__ weights,
             Pairs pairs;
             halve(w[0], w[1], pairs.high[0], pairs.low[0]);
             halve(w[2], w[3], pairs.high[1], pairs.low[1]);
-            reinterpret_cast<Pairs*>(halves)[((long long)(before + chunk) * ACROSS + group) * 32 + lane] = pairs;
+            const long long here = (long long)(before + chunk) * SLICE;
+#if WARPGROUPS
+            unsigned* words = reinterpret_cast<unsigned*>(halves) + here;
+#pragma unroll
+            for (int part = 0; part < 4; part++) words[word_of<ACROSS>(part, group, lane)] = (part < 2 ? pairs.high : pairs.low)[part % 2];
+#else
+            reinterpret_cast<Pairs*>(halves + here)[group * 32 + lane] = pairs;
+#endif
         }
         before += chunks_of(path);
     }

@@ -3,6 +3,7 @@
 
 #include "async_copy.cuh"
 #include "halves.cuh"
+#include "warpgroups.cuh"
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS, DOWN = ROWS / WARPS / 16, ACROSS = COLUMNS / 8;  // of tensor cores, in a warp's part of a tile
 constexpr int CHUNK = 16, STEPS = DEPTH / CHUNK;
@@ -12,6 +13,10 @@ constexpr int TOGETHER = 4;  // numbers of a copy
 constexpr int RIGHT_COPIES = STEPS * SLICE / TOGETHER / THREADS;
 template <int DIM>
 constexpr int OUT_PITCH = COLUMNS * DIM + 4;
+
+#ifndef WARPGROUPS
+#define WARPGROUPS 0
+#endif
 
 #ifndef SORTED
 #define SORTED 0
@@ -110,47 +115,71 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
     // Where MIXED: of the species that is summed over, the rows' scalars and the columns' powers.
     real factor[DOWN][2];
     const real* own_powers;
-    auto multiply = [&](const real* left, const Pairs* right, real constant) {
-        unsigned high[DOWN][STEPS][4], low[DOWN][STEPS][4], last_bit[DOWN][2];
-        real scale[DOWN][2];
+    struct HalvedRows {
+        unsigned high[STEPS][4], low[STEPS][4], last_bit[2];
+        real scale[2];
+    };
+    auto halved_rows = [&](const real* left, real constant, int i, HalvedRows& to) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            real of_row[STEPS][4];
+#pragma unroll
+            for (int step = 0; step < STEPS; step++)
+#pragma unroll
+                for (int n = 0; n < 4; n++) of_row[step][n] = left[begins[i][half] + (step * CHUNK + n * 4) * dim];
+            const unsigned exponent = exponent_of_row(of_row);
+            if constexpr (MIXED)
+                to.scale[half] = constant * factor[i][half] * __uint_as_float(exponent);
+            else
+                to.scale[half] = constant * power_down(exponent);
+#pragma unroll
+            for (int step = 0; step < STEPS; step++) halve_row(of_row[step], power_up(exponent), to.high[step], to.low[step], half);
+        }
+        last_bits(to.low, to.last_bit);
+    };
+    auto multiply = [&](const real* left, const real* right, real constant) {
+#if WARPGROUPS
 #pragma unroll
         for (int i = 0; i < DOWN; i++) {
+            HalvedRows of;
+            halved_rows(left, constant, i, of);
+            real chains[ACROSS][4];
+            products_of_warpgroup(chains, of.high, of.low, reinterpret_cast<const unsigned*>(right), of.last_bit);
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                real of_row[STEPS][4];
+            for (int j = 0; j < ACROSS; j++) {
+                float2 power;
+                if constexpr (MIXED) power = *reinterpret_cast<const float2*>(own_powers + j / 2 * 16 + j % 2 * 2);
 #pragma unroll
-                for (int step = 0; step < STEPS; step++)
-#pragma unroll
-                    for (int n = 0; n < 4; n++) of_row[step][n] = left[begins[i][half] + (step * CHUNK + n * 4) * dim];
-                const unsigned exponent = exponent_of_row(of_row);
-                if constexpr (MIXED)
-                    scale[i][half] = constant * factor[i][half] * __uint_as_float(exponent);
-                else
-                    scale[i][half] = constant * power_down(exponent);
-#pragma unroll
-                for (int step = 0; step < STEPS; step++)
-                    halve_row(of_row[step], power_up(exponent), high[i][step], low[i][step], half);
+                for (int n = 0; n < 4; n++) {
+                    real chain = with_last_bit(chains[j][n], of.last_bit[n / 2]);
+                    if constexpr (MIXED) chain *= power_down(__float_as_uint(n % 2 ? power.y : power.x));
+                    sums[i][j][n] = multiply_add(of.scale[n / 2], chain, sums[i][j][n]);
+                }
             }
-            last_bits(low[i], last_bit[i]);
         }
+#else
+        HalvedRows of[DOWN];
+#pragma unroll
+        for (int i = 0; i < DOWN; i++) halved_rows(left, constant, i, of[i]);
 #pragma unroll
         for (int j = 0; j < ACROSS; j++) {
             Pairs b[STEPS];
 #pragma unroll
-            for (int step = 0; step < STEPS; step++) b[step] = right[(step * ACROSS + j) * 32];
+            for (int step = 0; step < STEPS; step++) b[step] = reinterpret_cast<const Pairs*>(right)[(step * ACROSS + j) * 32 + lane];
 #pragma unroll
             for (int i = 0; i < DOWN; i++) {
                 real chain[4] = {};
-                add_products(chain, high[i], low[i], b, last_bit[i]);
+                add_products(chain, of[i].high, of[i].low, b, of[i].last_bit);
                 if constexpr (MIXED) {
                     const float2 power = *reinterpret_cast<const float2*>(own_powers + j / 2 * 16 + j % 2 * 2);
 #pragma unroll
                     for (int n = 0; n < 4; n++) chain[n] *= power_down(__float_as_uint(n % 2 ? power.y : power.x));
                 }
 #pragma unroll
-                for (int n = 0; n < 4; n++) sums[i][j][n] = multiply_add(scale[i][n / 2], chain[n], sums[i][j][n]);
+                for (int n = 0; n < 4; n++) sums[i][j][n] = multiply_add(of[i].scale[n / 2], chain[n], sums[i][j][n]);
             }
         }
+#endif
     };
 
     auto sum_over_channels = [&] {
@@ -163,11 +192,12 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
         }
         while (step.path < item.end) {
             wait_for_copies<STAGES - 2>();
+            if (WARPGROUPS) show_tensor_cores();
             __syncthreads();
             fetch(memory + slot_ahead);
             close_copies();
             const real* left = memory + slot;
-            multiply(left, reinterpret_cast<const Pairs*>(left + LEFT_ROOM) + lane, constant);
+            multiply(left, left + LEFT_ROOM, constant);
             slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
             advance(step);
             if (step.channel == 0 && step.path < item.end) constant = PATH[step.path].scale;

@@ -56,13 +56,21 @@ def test_values_and_derivatives(case: str, rows: int, launches: list[int]) -> No
 @pytest.mark.parametrize(
     "cut",
     slow_but(
-        [Cut(64, 64, 16, 3, 4), Cut(128, 64, 32, 2, 2), Cut(128, 128, 16, 3, 2)],
+        [
+            Cut(64, 64, 16, 3, 4),
+            Cut(128, 64, 32, 2, 2),
+            Cut(128, 128, 16, 3, 2),
+            Cut(64, 128, 32, 2, 3, True),
+            Cut(128, 64, 32, 2, 2, True),
+            Cut(128, 128, 32, 2, 2, True),
+        ],
         Cut(128, 64, 32, 2, 2),
+        Cut(64, 128, 32, 2, 3, True),
     ),
 )
 def test_other_cuts(cut: Cut, monkeypatch: pytest.MonkeyPatch, launches: list[int]) -> None:
     """That a device may be better off with."""
-    monkeypatch.setattr(linear_in_halves, "cut_of", lambda side: cut)
+    monkeypatch.setattr(linear_in_halves, "cut_of", lambda *of: cut)
     exercise("parts of tiles")
     assert launches
 

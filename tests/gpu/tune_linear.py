@@ -80,6 +80,9 @@ CUTS = [
     Cut(64, 64, 16, 4, 4), Cut(64, 64, 32, 2, 3), Cut(64, 64, 32, 3, 3), Cut(64, 64, 32, 3, 4),
     Cut(64, 128, 16, 3, 3), Cut(64, 128, 32, 2, 2), Cut(64, 128, 32, 2, 3), Cut(64, 128, 32, 3, 3),
     Cut(128, 64, 32, 2, 2), Cut(128, 64, 32, 2, 3),
+    Cut(64, 64, 32, 2, 4, True), Cut(64, 64, 32, 3, 4, True), Cut(64, 128, 32, 2, 2, True), Cut(64, 128, 32, 2, 3, True),
+    Cut(64, 128, 32, 3, 3, True), Cut(128, 64, 32, 2, 3, True), Cut(128, 64, 32, 3, 3, True), Cut(128, 128, 32, 2, 2, True),
+    Cut(128, 128, 32, 3, 2, True),
 ]  # fmt: skip
 
 
@@ -203,7 +206,7 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
             time_kinds(case, dtype, precision, exact, layout)
     if dtype == torch.float32 and precision == "float32":
         for cut in CUTS:
-            cut_so = mock.patch.object(linear_in_halves, "cut_of", lambda side, cut=cut: cut)
+            cut_so = mock.patch.object(linear_in_halves, "cut_of", lambda *of, cut=cut: cut)
             with cut_so, by_halves(True):
                 time_kinds(case, dtype, precision, exact, cut, KINDS[:2])
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from e3nn_accel.availability import architecture_of
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, rounded_to, slices_of
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves, least_rows
@@ -111,9 +112,10 @@ class IndexedLinearKernels:
             for few in (False, True)
         }
         self._tiles = len(paths.weight_items())
+        architecture = context.architecture or architecture_of(context.device)
         halved = self.real == "float" and not self.rounded_to
         self._halves = {
-            kind: LinearInHalves(side)
+            kind: LinearInHalves(side, architecture)
             for kind, side in self.sides.items()
             if halved and LinearInHalves.takes(side)
         }

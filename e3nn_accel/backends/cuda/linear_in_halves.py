@@ -23,6 +23,7 @@ ENTRIES_BY_SPECIES = (("halve_weights", "PPP"), ("linear_in_halves", "PPPPPqP"))
 CUTTERS, BLOCK = (256, 1, 1), (128, 1, 1)
 COLUMNS_OF_A_CUTTER = 8
 BYTES = 4
+HOPPER = 90
 CHUNK = 16
 """Channels that tensor cores sum over at once."""
 ROWS_OF_A_SPECIES, LEAST_ROWS = 200, 3000
@@ -43,6 +44,7 @@ class Cut(NamedTuple):
         depth: Channels that are copied at a time, 16 or 32.
         stages: Slots of the ring in shared memory.
         blocks: Of a multiprocessor: what registers are bounded by.
+        warpgroups: Whether tensor cores take the products of four warps together, as they do in Hopper alone.
     """
 
     rows: int
@@ -50,10 +52,13 @@ class Cut(NamedTuple):
     depth: int
     stages: int
     blocks: int
+    warpgroups: bool = False
 
 
-def cut_of(side: MatrixPaths) -> Cut:
+def cut_of(side: MatrixPaths, architecture: int) -> Cut:
     """Found by tests/gpu/tune_linear.py on an H100, without species."""
+    if architecture == HOPPER:
+        return Cut(rows=64, columns=128, depth=32, stages=2, blocks=3, warpgroups=True)
     columns = max(path.columns for path in side.paths)
     if side.widest > 1 and side.whole("columns", 128):
         return Cut(rows=64, columns=128, depth=32, stages=2, blocks=3)
@@ -70,8 +75,8 @@ def least_rows(species: int) -> int:
 class LinearInHalves:
     """Kernels of one side of a linear: its output of its input, or its input's gradient of the output's."""
 
-    def __init__(self, side: MatrixPaths) -> None:
-        self.side, self.cut = side, cut_of(side)
+    def __init__(self, side: MatrixPaths, architecture: int) -> None:
+        self.side, self.cut = side, cut_of(side, architecture)
         self._items = self._chunked_items()
         self._by_dim = side.items_by_dim(self.cut.columns)
         self._blocks = [(self.cut.rows // dim, here) for dim, _, here in self._by_dim]
@@ -89,7 +94,7 @@ class LinearInHalves:
         copies = side.copies(BYTES)
         if not copies["X_COPY"] == copies["OUT_COPY"] == 4:
             return False
-        return not side.species or BYTES * cls(side)._room_for_halves <= MOST_ROOM
+        return not side.species or BYTES * cls(side, 0)._room_for_halves <= MOST_ROOM
 
     def _chunked_items(self) -> list[tuple[int, int, int, int]]:
         """(first path, end, first column, first chunk) of each block of a grid's column."""
@@ -115,7 +120,7 @@ class LinearInHalves:
     @cached_property
     def _shared(self) -> int:
         """Bytes of shared memory: the ring, or results on their way out."""
-        rows, columns, depth, stages, _ = self.cut
+        rows, columns, depth, stages = self.cut[:4]
         ring = stages * (self._room + depth * columns)
         return BYTES * max(ring, rows * (columns + 4))
 
@@ -128,6 +133,7 @@ class LinearInHalves:
             self._header(),
             ("TRANSPOSED=1",) if self.side.transposed else (),
             description=description,
+            features_of=HOPPER if self.cut.warpgroups else 0,
         )
 
     def _header(self) -> str:
@@ -145,6 +151,7 @@ class LinearInHalves:
                     "DEPTH": self.cut.depth,
                     "STAGES": self.cut.stages,
                     "BLOCKS": self.cut.blocks,
+                    "WARPGROUPS": int(self.cut.warpgroups),
                     "WHOLE_CHANNELS": side.whole("channels", self.cut.depth),
                     "WHOLE_COLUMNS": side.whole("columns", self.cut.columns),
                     "LEFT_ROOM": self._room,
