@@ -139,6 +139,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
     };
     auto multiply = [&](const real* left, const real* right, real constant) {
 #if WARPGROUPS
+        static_assert(STEPS == 2, "as products_of_warpgroup takes them");
 #pragma unroll
         for (int i = 0; i < DOWN; i++) {
             HalvedRows of;

@@ -188,7 +188,7 @@ def test_weights_that_would_take_too_much_room() -> None:
         path = MatrixPath(0, 1024, 0, 1024, 1, 0, 1.0)
         return MatrixPaths((path,), 1024, 1024, species, max(1, species) * 1024**2)
 
-    taken = [LinearInHalves.takes(paths(species)) for species in (0, 15, 16)]
+    taken = [LinearInHalves.takes(paths(species), 0) for species in (0, 15, 16)]
     assert taken == [True, True, False]
 
 

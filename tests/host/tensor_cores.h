@@ -115,3 +115,31 @@ inline float2 of_halves(unsigned pair) { return {host::of_half(pair & 0xffffu), 
 inline void multiply_halves(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     host::multiply_sixteen(sum, a, b, [](unsigned pair, int n) { return (double)host::of_half(n ? pair >> 16 : pair & 0xffffu); });
 }
+
+// Of four warps together: each has its own rows, and reads columns as `word_of` in warpgroups.cuh has them.
+typedef const unsigned* Columns;
+
+template <int ACROSS>
+Columns columns_at(const unsigned* step) { return step; }
+
+inline void show_tensor_cores() {}
+inline void set_last_bit(float& sum, unsigned bit) { sum = __uint_as_float(__float_as_uint(sum) | bit); }
+
+template <int ACROSS>
+void add_product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) {
+    const int lane = threadIdx.x % 32;
+    for (int j = 0; j < ACROSS; j++) multiply_halves(sums[j], left, {right[j * 32 + lane], right[(ACROSS + j) * 32 + lane]});
+}
+
+template <int ACROSS>
+void five_products(float (&sums)[ACROSS][4], const unsigned (&high)[2][4], const unsigned (&low)[2][4], Columns first, Columns second) {
+    for (auto& group : sums) group[0] = group[1] = group[2] = group[3] = 0;
+    add_product(sums, low[0], first);
+    add_product(sums, high[0], first + 64 * ACROSS);
+    add_product(sums, low[1], second);
+    add_product(sums, high[1], second + 64 * ACROSS);
+    add_product(sums, high[0], first);
+}
+
+template <int ACROSS>
+void one_product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) { add_product(sums, left, right); }

@@ -117,7 +117,7 @@ class IndexedLinearKernels:
         self._halves = {
             kind: LinearInHalves(side, architecture)
             for kind, side in self.sides.items()
-            if halved and LinearInHalves.takes(side)
+            if halved and LinearInHalves.takes(side, architecture)
         }
         self._slices = {
             kind: ShareSums(side.out_row, self.real, context.dtype.itemsize, context.config)

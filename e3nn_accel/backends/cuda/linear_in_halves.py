@@ -56,10 +56,12 @@ class Cut(NamedTuple):
 
 
 def cut_of(side: MatrixPaths, architecture: int) -> Cut:
-    """Found by tests/gpu/tune_linear.py on an H100, without species."""
-    if architecture == HOPPER:
-        return Cut(rows=64, columns=128, depth=32, stages=2, blocks=3, warpgroups=True)
+    """Found by tests/gpu/tune_linear.py on an H100, and of warpgroups on an H200; without species."""
     columns = max(path.columns for path in side.paths)
+    if architecture == HOPPER:
+        if columns > 64:
+            return Cut(rows=64, columns=128, depth=32, stages=2, blocks=3, warpgroups=True)
+        return Cut(rows=64, columns=64, depth=32, stages=3, blocks=4, warpgroups=True)
     if side.widest > 1 and side.whole("columns", 128):
         return Cut(rows=64, columns=128, depth=32, stages=2, blocks=3)
     if side.widest > 1 or columns > 64:
@@ -89,12 +91,12 @@ class LinearInHalves:
         self.entries = ENTRIES_BY_SPECIES if side.species else ENTRIES
 
     @classmethod
-    def takes(cls, side: MatrixPaths) -> bool:
+    def takes(cls, side: MatrixPaths, architecture: int) -> bool:
         """Whether rows are copied four numbers at a time, and there is room for all species' halves."""
         copies = side.copies(BYTES)
         if not copies["X_COPY"] == copies["OUT_COPY"] == 4:
             return False
-        return not side.species or BYTES * cls(side, 0)._room_for_halves <= MOST_ROOM
+        return not side.species or BYTES * cls(side, architecture)._room_for_halves <= MOST_ROOM
 
     def _chunked_items(self) -> list[tuple[int, int, int, int]]:
         """(first path, end, first column, first chunk) of each block of a grid's column."""
