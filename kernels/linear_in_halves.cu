@@ -30,6 +30,8 @@
 // comes of it doesn't depend on others. Bytes, besides those above: 8 W for cutting the species that have rows, once a tile W of
 // its species from the second-level cache, 8 N for `order` and single non-zeros.
 //
+// WARPGROUPS (Hopper): the four warps' products are asked for together and W's halves lie as tensor cores read them (warpgroups.cuh).
+//
 // plan.cuh: PATH, sorted by output block; ITEM = {first path, end, first column, first chunk}: chunks of 16 channels of an
 // item, CHUNKS in all, lie one after another in `halves`, then a power of two for each column of each item, and so for
 // each of SPECIES after the other. SCALARS: there is nothing else, and no species, as in weights of edges, which are more than
@@ -97,8 +99,9 @@ halve_weights(const real* __restrict__ weights,
             const long long here = (long long)(before + chunk) * SLICE;
 #if WARPGROUPS
             unsigned* words = reinterpret_cast<unsigned*>(halves) + here;
+            const unsigned parts[] = {pairs.high[0], pairs.high[1], pairs.low[0], pairs.low[1]};
 #pragma unroll
-            for (int part = 0; part < 4; part++) words[word_of<ACROSS>(part, group, lane)] = (part < 2 ? pairs.high : pairs.low)[part % 2];
+            for (int part = 0; part < 4; part++) words[word_of<ACROSS>(part, group, lane)] = parts[part];
 #else
             reinterpret_cast<Pairs*>(halves + here)[group * 32 + lane] = pairs;
 #endif

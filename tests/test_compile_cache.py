@@ -181,6 +181,14 @@ def test_target_where_machine_code_takes_minutes() -> None:
     assert only.target(110) == "compute_100"
 
 
+def test_target_of_a_program_for_one_device(calls: Compilations, cache: KernelCache) -> None:
+    """Its own instructions are asked for by name, and there alone."""
+    tools = toolchain(calls, cache, architectures=(80, 90, 100))
+    own = replace(axpy(), features_of=90)
+    assert [tools.build(own, a).target for a in (80, 90, 100)] == ["sm_80", "sm_90a", "compute_90"]
+    assert tools.build(axpy(), 90).target == "sm_90"
+
+
 def test_resources_of_each_kernel() -> None:
     """Those of functions that were not inlined are not taken for a kernel's."""
     log = """

@@ -8,6 +8,7 @@ import indexed_parity
 import pytest
 import torch
 from comparison import accelerated, draw
+from e3nn import o3
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
 from linear_parity import IN_HALVES, built, check, rows_alone_and_together, scaled
@@ -15,7 +16,9 @@ from mace_parts import node_attrs
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
+from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_in_halves import Cut, LinearInHalves
+from e3nn_accel.health import registry
 
 pytestmark = [
     pytest.mark.once,
@@ -75,6 +78,33 @@ def test_other_cuts(cut: Cut, monkeypatch: pytest.MonkeyPatch, launches: list[in
     assert launches
 
 
+@pytest.mark.parametrize("columns", [64, 128])
+def test_warpgroups_add_the_same_products(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same order, to the bit, whoever fetches columns for tensor cores."""
+    module = built(*IN_HALVES["parts of tiles"]).float()
+    x = draw((70, module.irreps_in.dim), 3, torch.float32)
+
+    def found(warpgroups: bool) -> torch.Tensor:
+        cut = Cut(64, columns, 32, 3, 3, warpgroups)
+        monkeypatch.setattr(linear_in_halves, "cut_of", lambda *of: cut)
+        with accelerated(backend="cuda", self_check=False), torch.no_grad():
+            out: torch.Tensor = module(x)
+        return out
+
+    assert torch.equal(found(False), found(True))
+
+
+def test_hopper_alone_has_warpgroups() -> None:
+    """Which machine code for others can't have."""
+    paths = MatrixPaths.of_linear(
+        registry().describe(o3.Linear("64x0e", "128x0e"), "linear")  # type: ignore[arg-type]
+    )
+    assert isinstance(paths, MatrixPaths)
+    for architecture in (0, 80, 89, 90, 100, 120):
+        program = LinearInHalves(paths, architecture).program("", "")
+        assert program.features_of == (90 if architecture == 90 else 0)
+
+
 def test_sizes_of_rows_and_columns(launches: list[int]) -> None:
     """None is lost beside others: numbers are multiplied by powers of two before they are cut."""
     errors, sizes = scaled()
@@ -115,11 +145,15 @@ def test_other_calls_take_other_kernels(launches: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["thread", "address"])
-def test_sanitizers_find_nothing(sanitizer: str, kernels_on_host: HostCompiler) -> None:
+def test_sanitizers_find_nothing(
+    sanitizer: str, kernels_on_host: HostCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Races; reads and writes beyond the end, in shared memory too; undefined arithmetic."""
     kernels_on_host.sanitizer = sanitizer
     exercise("parts of tiles")
     exercise("scalars")
+    monkeypatch.setattr(linear_in_halves, "cut_of", lambda *of: Cut(64, 128, 32, 2, 3, True))
+    exercise("parts of tiles")
 
 
 @pytest.mark.slow
