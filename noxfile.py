@@ -31,7 +31,7 @@ VERSION_DEPENDENT = [
         "compiled_by_torch", "contraction", "convolution", "device_memory", "e3nn_networks", "eager_gathers",
         "edge_cases", "edge_modules", "enable_disable", "examples", "forks", "gathers", "gradient_wanted",
         "graph_padding", "hessian_on_host", "import_cost", "import_order", "layout", "mliap", "model_graphs",
-        "neighbour_pairs", "old_files", "older_e3nn_networks", "out_of_memory", "overwriting", "parity",
+        "neighbour_pairs", "old_files", "older_e3nn_networks", "ordinary", "out_of_memory", "overwriting", "parity",
         "parity_modules", "pickle", "prepared_by_mace", "radial_embedding_on_host", "radial_mlp", "registry",
         "replayed_batches", "report", "reshape_irreps_on_host", "selfcheck", "small_products", "species_linear",
         "spherical_harmonics_on_host", "subclasses", "tensor_keys", "threads", "torchscript", "training_graphs",

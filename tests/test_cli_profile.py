@@ -48,6 +48,7 @@ def test_a_step_of_a_model(capfd: pytest.CaptureFixture[str]) -> None:
     assert ours < stock  # no batch of MACE's is made for it
 
 
+@pytest.mark.slow
 @pytest.mark.mace
 def test_nothing_is_timed_after_the_profiler_ran(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

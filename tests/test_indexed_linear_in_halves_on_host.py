@@ -92,7 +92,6 @@ def test_scaled_one_hot(size: float, launches: list[tuple[bool, int]]) -> None:
             Cut(128, 64, 32, 2, 2, True),
             Cut(128, 128, 32, 2, 2, True),
         ],
-        Cut(128, 64, 32, 2, 2),
         Cut(64, 128, 32, 2, 3, True),
     ),
 )

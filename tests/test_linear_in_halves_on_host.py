@@ -67,7 +67,6 @@ def test_values_and_derivatives(case: str, rows: int, launches: list[int]) -> No
             Cut(128, 64, 32, 2, 2, True),
             Cut(128, 128, 32, 2, 2, True),
         ],
-        Cut(128, 64, 32, 2, 2),
         Cut(64, 128, 32, 2, 3, True),
     ),
 )
