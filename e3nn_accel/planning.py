@@ -65,10 +65,13 @@ class Plans:
         with (
             self._planning
         ):  # copies of one module made by several threads at once disturb each other
-            if key not in self.outcomes:
+            outcome = self.outcomes.get(key)
+            if outcome is None:
                 context = PlanContext(dtype, device, runner.config)
-                self.outcomes[key] = self.checked(module, operation, descriptor, context)
-            return self.outcomes[key]
+                outcome = self.checked(module, operation, descriptor, context)
+                if not outcome.of_one:
+                    self.outcomes[key] = outcome
+            return outcome
 
     def checked(
         self, module: torch.nn.Module, operation: str, descriptor: Descriptor, context: PlanContext
@@ -91,6 +94,7 @@ class Plans:
             self.registry.event(Event("self-check failed", str(descriptor), finding))
             self.give_up(outcome, f"self-check: {finding}", warn=not skipped)
             if skipped or context.config.strict:
+                outcome.of_one = skipped
                 return outcome
 
     def give_up(self, outcome: Outcome, reason: str, warn: bool = True) -> None:

@@ -20,11 +20,17 @@ PlanKey = tuple[str, torch.dtype, torch.device]
 
 @dataclass
 class Outcome:
-    """What planning one operation of one kind of module came to; shared by equal modules."""
+    """What planning one operation of one kind of module came to; shared by equal modules.
+
+    Attributes:
+        of_one: It is of one module alone, stock e3nn can't run a copy of it: perhaps its weights are of a wrong
+            shape, of which equal ones know nothing.
+    """
 
     descriptor: Descriptor | None
     plan: Plan | None
     refusals: list[Refusal] = field(default_factory=list)
+    of_one: bool = False
 
     @property
     def reason(self) -> str:

@@ -239,6 +239,21 @@ def test_next_backend_takes_over(
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_module_that_stock_cannot_run_says_nothing_of_others() -> None:
+    """One whose weights were replaced by fewer has stock's error, and an equal one its plan."""
+    broken, whole = o3.Linear("2x0e", "2x0e"), o3.Linear("2x0e", "2x0e")
+    broken.weight.data = broken.weight.data[:-1]
+    x = draw((3, 2), 1)
+    with pytest.raises(RuntimeError) as expected:
+        broken(x)
+    with accelerated(strict=False):
+        with pytest.raises(RuntimeError) as found:
+            broken(x)
+        assert str(found.value) == str(expected.value)
+        whole(x)
+        assert {backend for _, backend in usage(whole)} == {"torch"}
+
+
 def test_named_backend_has_no_substitute(install: Callable[..., Plugin]) -> None:
     """Who asks for one backend isn't given another."""
     module, inputs = linear()

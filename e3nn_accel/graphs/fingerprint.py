@@ -5,7 +5,7 @@ optimiser, an average, load_state_dict) shows in the next replay by itself. Anyt
 depends on is part of the graph, and has to be what it was: where each tensor lies, which modules there
 are, their plain attributes (MACE divides by a float, avg_num_neighbors), and the forward of their classes.
 All of it is looked at in every call, by loops that run in C, for MACE-MP-0 in 60 us on a slow core, while the
-device is at work already (`ModelState._likely`). So the memory that a graph reads is held until then, also where
+device is at work already (`ModelState._was_right`). So the memory that a graph reads is held until then, also where
 a model was moved, or given other tensors, since.
 """
 
