@@ -50,7 +50,8 @@ def warmed(capsys: pytest.CaptureFixture[str], model: Path) -> int:
     first = said("warm", model, "--arch", f"sm_{HOPPER}")
     kernels = json.loads(said("list", "--json"))["kernels"]
     assert f"compiled {len(kernels)}, 0 were there" in first
-    assert {kernel["target"] for kernel in kernels} == {f"sm_{HOPPER}", f"sm_{HOPPER}a"}
+    targets = {kernel["target"] for kernel in kernels}
+    assert targets - {f"sm_{HOPPER}a"} == {f"sm_{HOPPER}"}  # some have instructions that it alone has
     again = said("warm", model, "--arch", f"sm_{HOPPER}")
     assert f"compiled 0, {len(kernels)} were there" in again
     return len(kernels)
