@@ -79,6 +79,7 @@ def test_md() -> None:
     assert fallbacks_in(out) == []
 
 
+@pytest.mark.slow
 @pytest.mark.mace
 def test_train() -> None:
     """Losses fall, and are the same with and without us (the script compares more digits)."""
@@ -105,6 +106,7 @@ def test_explain_fallbacks() -> None:
     assert "torch: needs float32 or float64, got bfloat16" in strict
 
 
+@pytest.mark.slow
 @pytest.mark.mace
 def test_tutorial() -> None:
     """Four operations, equal to stock (the script compares them) and timed both ways."""

@@ -51,7 +51,8 @@ def warmed(capsys: pytest.CaptureFixture[str], model: Path) -> int:
     kernels = json.loads(said("list", "--json"))["kernels"]
     assert f"compiled {len(kernels)}, 0 were there" in first
     targets = {kernel["target"] for kernel in kernels}
-    assert targets - {f"sm_{HOPPER}a"} == {f"sm_{HOPPER}"}  # some have instructions that it alone has
+    # some have instructions that it alone has
+    assert targets - {f"sm_{HOPPER}a"} == {f"sm_{HOPPER}"}
     again = said("warm", model, "--arch", f"sm_{HOPPER}")
     assert f"compiled 0, {len(kernels)} were there" in again
     return len(kernels)
