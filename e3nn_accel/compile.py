@@ -167,8 +167,8 @@ class Toolchain:
             CompileError: NVRTC can't.
         """
         target = self.compiler.target(architecture)
-        if program.features_of == architecture:
-            target += "a"
+        if target == f"sm_{program.features_of}":
+            target += "a"  # NVIDIA's name for code that has them, and runs nowhere else
         key = program.key(target, self.compiler.version)
         binary = self._built.get(key)
         if binary is None:

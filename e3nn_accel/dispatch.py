@@ -20,7 +20,7 @@ from e3nn_accel.guard import left_out, own_behaviour, program_transform
 from e3nn_accel.hookspecs import Call, Target
 from e3nn_accel.interception import stock_call, suspended
 from e3nn_accel.neighbours.calls import CalculatorCalls
-from e3nn_accel.ordinary import MOST_KINDS, remember
+from e3nn_accel.ordinary import MOST_ATTEMPTS, remember
 from e3nn_accel.plan import Refusal
 from e3nn_accel.planning import Plans
 from e3nn_accel.registry import Registry
@@ -192,7 +192,7 @@ class Dispatcher:
         if (
             plan.ordinary is not None
             and not out.requires_grad
-            and runner.kinds_of_ordinary_calls < MOST_KINDS
+            and runner.attempts_to_remember < MOST_ATTEMPTS
         ):
             remember(module, runner, target, outcome, call, args, kwargs)
         if config.verify:

@@ -18,8 +18,8 @@ from e3nn_accel.hookspecs import Call, Target
 from e3nn_accel.plan import Plan, Tensors
 from e3nn_accel.runner import Outcome, Runner, Usage
 
-MOST_KINDS = 8
-"""Of ordinary calls of one module, one after the other: where there are more, each is looked at."""
+MOST_ATTEMPTS = 8
+"""To remember a call of one module: where calls aren't ordinary, or of more kinds than that in turn, each is looked at."""
 
 _grad_enabled = torch.is_grad_enabled
 
@@ -76,6 +76,7 @@ def remember(
     kwargs: dict[str, Any],
 ) -> None:
     """After a call that a plan took, whose result wants no gradient: the next like it are known, if it is ordinary."""
+    runner.attempts_to_remember += 1
     plan, config, operands = outcome.plan, runner.config, call.operands
     if target.operands is None or plan is None or plan.ordinary is None or config is None:
         return
@@ -91,7 +92,6 @@ def remember(
         return
     wanting = any(t.requires_grad for t in operands)
     usage = runner.usage[call.operation, plan.backend, ""]
-    runner.kinds_of_ordinary_calls += 1
     runner.ordinary = OrdinaryCalls(
         target.operands, alike, len(dims), wanting, plan.ordinary.run, outcome, plan, usage
     )

@@ -58,7 +58,7 @@ class Runner:
         notes: What the report says of an operation that no plan describes.
         by_choice: By device, why stock e3nn has its calls by choice, or an empty string.
         ordinary: What knows most calls at a glance, after the first of them.
-        kinds_of_ordinary_calls: How often that was made anew.
+        attempts_to_remember: How many calls were looked at for that.
     """
 
     config: Config | None
@@ -70,7 +70,7 @@ class Runner:
     notes: dict[str, str] = field(default_factory=dict)
     by_choice: dict[torch.device, str] = field(default_factory=dict)
     ordinary: OrdinaryCalls | None = None
-    kinds_of_ordinary_calls: int = 0
+    attempts_to_remember: int = 0
 
     def strategy(self, operation: str) -> str:
         """The strategy of the plan that runs an operation."""

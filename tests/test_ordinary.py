@@ -367,12 +367,26 @@ def test_kinds_that_take_turns(backend: Noting) -> None:
     case = linear()
     x, looser = case.arguments()[0], case.arguments()[0].requires_grad_()
     with torch.no_grad():
-        for _ in range(2 * ordinary.MOST_KINDS):
+        for _ in range(2 * ordinary.MOST_ATTEMPTS):
             for given in (x, looser):
                 torch.testing.assert_close(case.module(given), stock(case, given))
     dispatcher = e3nn_accel.switch.active.dispatcher
     assert dispatcher is not None
-    assert dispatcher.runners[case.module].kinds_of_ordinary_calls == ordinary.MOST_KINDS
+    assert dispatcher.runners[case.module].attempts_to_remember == ordinary.MOST_ATTEMPTS
+
+
+def test_calls_that_are_never_ordinary(case: Case, backend: Noting) -> None:
+    """Aren't looked at for ever whether they are."""
+    given = one_more_dimension(case)
+    if isinstance(case.module, (o3.Linear, o3.FullyConnectedTensorProduct)):
+        with torch.no_grad():
+            for _ in range(ordinary.MOST_ATTEMPTS + 2):
+                case.module(*given)
+        dispatcher = e3nn_accel.switch.active.dispatcher
+        assert dispatcher is not None
+        runner = dispatcher.runners[case.module]
+        assert (runner.ordinary, runner.attempts_to_remember) == (None, ordinary.MOST_ATTEMPTS)
+    assert not backend.noted
 
 
 @pytest.mark.parametrize("option", ["verify", "profile"])
