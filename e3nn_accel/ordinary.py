@@ -19,7 +19,7 @@ from e3nn_accel.plan import Plan, Tensors
 from e3nn_accel.runner import Outcome, Runner, Usage
 
 MOST_ATTEMPTS = 8
-"""To remember a call of one module: where calls aren't ordinary, or of more kinds than that in turn, each is looked at."""
+"""To remember a call of one module: where calls aren't ordinary, or of many kinds in turn, each is looked at."""
 
 _grad_enabled = torch.is_grad_enabled
 
@@ -82,12 +82,12 @@ def remember(
         return
     if kwargs or config.profile or config.verify or not plan.ordinary.takes(operands):
         return
+    dims = plan.ordinary.dims
     try:
         found = target.operands(module, *args)
-    except Exception:
+        alike = likeness_of(operands, len(dims))
+    except Exception:  # no call of these arguments, or no function of this torch's
         return
-    dims = plan.ordinary.dims
-    alike = likeness_of(operands, len(dims))
     if alike is None or list(map(id, found)) != list(map(id, operands)):
         return
     wanting = any(t.requires_grad for t in operands)

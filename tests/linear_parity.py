@@ -18,6 +18,9 @@ from comparison import (
 )
 from e3nn import o3
 from product_parity import TOLERANCE
+from slow_cases import slow_but
+
+from e3nn_accel.backends.cuda.linear_in_halves import Cut
 
 CASES = {
     "MACE": ("33x0e+33x1o", "33x0e+33x1o"),
@@ -34,6 +37,19 @@ IN_HALVES = {
     "degree 7": ("16x7o", "16x7o"),
 }
 """Rows that are copied four numbers at a time."""
+
+OTHER_CUTS = slow_but(
+    [
+        Cut(64, 64, 16, 3, 4),
+        Cut(128, 64, 32, 2, 2),
+        Cut(128, 128, 16, 3, 2),
+        Cut(64, 128, 32, 2, 3, warpgroups=True),
+        Cut(128, 64, 32, 2, 2, warpgroups=True),
+        Cut(128, 128, 32, 2, 2, warpgroups=True),
+    ],
+    Cut(64, 128, 32, 2, 3, warpgroups=True),
+)
+"""Of kernels by halves: Hopper's, and what a device may be better off with."""
 
 
 def rows_alone_and_together(

@@ -9,6 +9,7 @@ import torch
 from comparison import accelerated, draw, usage
 from host_kernels import HostCompiler
 from indexed_parity import IN_HALVES, built, check, rows_of_any_company, scaled, shrinkage
+from linear_parity import OTHER_CUTS
 from mace_parts import ATTRS, node_attrs
 from slow_cases import slow_but
 
@@ -81,20 +82,7 @@ def test_scaled_one_hot(size: float, launches: list[tuple[bool, int]]) -> None:
     assert launches
 
 
-@pytest.mark.parametrize(
-    "cut",
-    slow_but(
-        [
-            Cut(64, 64, 16, 3, 4),
-            Cut(128, 64, 32, 2, 2),
-            Cut(128, 128, 16, 3, 2),
-            Cut(64, 128, 32, 2, 3, True),
-            Cut(128, 64, 32, 2, 2, True),
-            Cut(128, 128, 32, 2, 2, True),
-        ],
-        Cut(64, 128, 32, 2, 3, True),
-    ),
-)
+@pytest.mark.parametrize("cut", OTHER_CUTS)
 def test_other_cuts(
     cut: Cut, monkeypatch: pytest.MonkeyPatch, launches: list[tuple[bool, int]]
 ) -> None:

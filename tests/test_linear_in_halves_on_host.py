@@ -11,7 +11,7 @@ from comparison import accelerated, draw
 from e3nn import o3
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
-from linear_parity import IN_HALVES, built, check, rows_alone_and_together, scaled
+from linear_parity import IN_HALVES, OTHER_CUTS, built, check, rows_alone_and_together, scaled
 from mace_parts import node_attrs
 from slow_cases import slow_but
 
@@ -56,20 +56,7 @@ def test_values_and_derivatives(case: str, rows: int, launches: list[int]) -> No
     assert set(launches) == {rows}
 
 
-@pytest.mark.parametrize(
-    "cut",
-    slow_but(
-        [
-            Cut(64, 64, 16, 3, 4),
-            Cut(128, 64, 32, 2, 2),
-            Cut(128, 128, 16, 3, 2),
-            Cut(64, 128, 32, 2, 3, True),
-            Cut(128, 64, 32, 2, 2, True),
-            Cut(128, 128, 32, 2, 2, True),
-        ],
-        Cut(64, 128, 32, 2, 3, True),
-    ),
-)
+@pytest.mark.parametrize("cut", OTHER_CUTS)
 def test_other_cuts(cut: Cut, monkeypatch: pytest.MonkeyPatch, launches: list[int]) -> None:
     """That a device may be better off with."""
     monkeypatch.setattr(linear_in_halves, "cut_of", lambda *of: cut)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import installed_plugins
 import pytest
 import torch
 from comparison import Behaviour, accelerated, draw, poisoned_memory, randomise, usage
@@ -19,7 +19,6 @@ from e3nn_accel.backends.torch import TorchBackend
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.interception import suspend
 from e3nn_accel.plan import Availability, Ordinary, Plan, PlanContext, Refusal
-from e3nn_accel.registry import GROUP
 
 pytestmark = pytest.mark.usefixtures("eager_e3nn")
 
@@ -103,23 +102,14 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Noting]:
     """Installed, and switched on without its self-check, which would note calls of its own."""
-    noting, found = Noting(), importlib.metadata.entry_points
+    noting = Noting()
 
     class Plugin:
         @hookimpl
         def e3nn_accel_backends(self) -> list[Noting]:
             return [noting]
 
-    class EntryPoint:
-        name = "noting"
-
-        def load(self) -> Plugin:
-            return Plugin()
-
-    def entry_points(**query: Any) -> Any:
-        return [EntryPoint()] if query.get("group") == GROUP else found(**query)
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    installed_plugins.install(Plugin(), monkeypatch)
     with accelerated(self_check=False, strict=False):
         yield noting
 
@@ -352,10 +342,23 @@ def test_what_fails_takes_the_long_way(case: Case, backend: Noting) -> None:
     assert list(usage(case.module).values()) == [2]
 
 
+def _absent(*of: object) -> None:
+    return None
+
+
+def _other(*of: object) -> None:
+    raise TypeError("of other arguments")
+
+
+@pytest.mark.parametrize("function", [_absent, _other])
 def test_without_torchs_function(
-    case: Case, backend: Noting, monkeypatch: pytest.MonkeyPatch
+    case: Case,
+    backend: Noting,
+    monkeypatch: pytest.MonkeyPatch,
+    function: Callable[..., None],
 ) -> None:
-    monkeypatch.setattr(ordinary, "likeness_of", lambda *of: None)
+    """Old torch may lack it, and new torch may have another."""
+    monkeypatch.setattr(ordinary, "likeness_of", function)
     for _ in range(3):
         first_call(case)
     assert not backend.noted

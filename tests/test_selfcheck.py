@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import random
 import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import installed_plugins
 import numpy as np
 import pytest
 import torch
@@ -22,7 +22,6 @@ from e3nn_accel.backends.torch import TorchBackend
 from e3nn_accel.descriptor import Descriptor
 from e3nn_accel.hookspecs import Event
 from e3nn_accel.plan import Availability, Plan, PlanContext, Refusal
-from e3nn_accel.registry import GROUP
 
 pytestmark = pytest.mark.usefixtures("eager_e3nn", "float64")
 
@@ -65,27 +64,13 @@ class Plugin:
         self.events.append(event)
 
 
-class EntryPoint:
-    """An installed plugin, as far as the registry looks at it."""
-
-    name = "meddling"
-
-    def __init__(self, plugin: Plugin) -> None:
-        self.load = lambda: plugin
-
-
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Run], Run]], Plugin]:
     """Install a third-party backend that meddles with plans."""
 
     def install_meddling(meddle: Callable[[Run], Run]) -> Plugin:
         plugin = Plugin(Meddling(meddle))
-        found = importlib.metadata.entry_points
-
-        def entry_points(**query: Any) -> Any:
-            return [EntryPoint(plugin)] if query.get("group") == GROUP else found(**query)
-
-        monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+        installed_plugins.install(plugin, monkeypatch)
         return plugin
 
     return install_meddling
