@@ -5,6 +5,7 @@ python tests/gpu/tune_linear.py "linear after conv" float32 72       of so many 
 python tests/gpu/tune_linear.py "linear after conv" float32 0 tf32   of all, in that precision
 python tests/gpu/tune_linear.py chosen float32                       every case, in the layout that is chosen
 python tests/gpu/tune_linear.py slices float32                       of few rows, long sums uncut and cut
+python tests/gpu/tune_linear.py parts float32                        by halves, without copies, without products
 python tests/gpu/tune_linear.py species float32                      both ways, of 100 to 1000 rows of a species
 
 What `MatrixPaths.layout` and `cut_of` say of an H100 was found by this. Times are the device's own, of calls
@@ -16,7 +17,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from itertools import product
+from dataclasses import replace
+from itertools import combinations, product
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -35,6 +37,7 @@ from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels,
 from e3nn_accel.backends.cuda.indexed_linear_layout import TILE, Layout
 from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_in_halves import Cut, LinearInHalves
+from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config, Precision
 from e3nn_accel.descriptor import LinearDescriptor, TensorProductDescriptor
 from e3nn_accel.groupings import in_torch
@@ -163,6 +166,36 @@ def time_ways(
                 time_kinds(case, dtype, precision, exact, f"{label}, {way}", kinds)
 
 
+PARTS = {
+    "copies of W": "copy_async<TOGETHER>(left + LEFT_ROOM + t * TOGETHER + e, right_from + e, TOGETHER);",
+    "copies of x": "copy_async<TOGETHER>(left + node * pitch + at, valid ? from(i) : x, valid);",
+    "products": "products_of_warpgroup(chains, of.high, of.low, "
+    "reinterpret_cast<const unsigned*>(right), of.last_bit);",
+}
+"""Of linear_in_halves.cuh; a kernel that lacks some of them computes nothing, and shows what the others take."""
+INSTEAD = """
+    for (int j = 0; j < ACROSS; j++)
+        for (int n = 0; n < 4; n++) chains[j][n] = __uint_as_float(of.high[0][n] ^ of.low[1][n]);
+"""
+"""Of products: sums that have to be made of what was cut."""
+
+
+def without(parts: Sequence[str]) -> Any:
+    """Kernels by halves that lack these parts, on Hopper."""
+    whole = LinearInHalves.program
+
+    def program(self: LinearInHalves, *arguments: str) -> KernelProgram:
+        found = whole(self, *arguments)
+        code = found.source()
+        for part in parts:
+            if code.count(PARTS[part]) != 1:
+                raise ValueError(f"{found.file} has other {part}")
+            code = code.replace(PARTS[part], INSTEAD if part == "products" else ";")
+        return replace(found, code=code)
+
+    return mock.patch.object(LinearInHalves, "program", program)
+
+
 def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "float32") -> None:
     """Print a line for each kernel and layout."""
     dtype = getattr(torch, dtype_name)
@@ -181,6 +214,13 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
             time_kinds(case, dtype, precision, {}, each)
             if case.species and dtype == torch.float32 and precision == "float32":
                 time_ways(case, dtype, precision, each, KINDS[:2])
+        return
+    if name == "parts":
+        for count in range(len(PARTS) + 1):
+            for parts in combinations(PARTS, count):
+                with without(parts):
+                    label = f"after conv without {', '.join(parts) or 'nothing'}"
+                    time_kinds(CASES["linear after conv"], dtype, precision, {}, label, ["forward"])
         return
     if name == "species":
         for each, case in BY_SPECIES.items():
