@@ -219,6 +219,37 @@ class Kernel:
             launch = (self._function, *grid, *block, shared, stream, address, 0)
             with_memory(lambda: self._launch(*launch), self.index)
 
+    def again(
+        self, grid: Dimensions, block: Dimensions, most: int, *rest: int | float
+    ) -> Callable[..., None]:
+        """The same launch again and again, but for its first arguments: all others are packed once.
+
+        Args:
+            grid: Blocks, in x, y and z: some.
+            block: Threads of a block, likewise.
+            most: How many arguments come first; with each launch, as numbers.
+            *rest: The others, likewise.
+        """
+        ready = _ReadyBlock(self.parameters, most, rest)
+
+        def launch(*first: int | float) -> None:
+            if self._current_device() != self.index:
+                with torch.cuda.device(self.index):
+                    launch(*first)
+                return
+            pack, address = ready.own
+            pack(*first)
+            stream = self._stream_of(self.index)
+            try:
+                self._launch(self._function, *grid, *block, 0, stream, address, 0)
+            except Exception as error:
+                if not is_full(error):
+                    raise
+                again = (self._function, *grid, *block, 0, stream, address, 0)
+                with_memory(lambda: self._launch(*again), self.index)
+
+        return launch
+
     def _make_room(self, shared: int) -> None:
         """Raise the limit of dynamic shared memory; never lower it, for plans of one program have one function."""
         with _lock:
@@ -250,6 +281,17 @@ class _ArgumentBlock(threading.local):
         pack: Callable[..., None] = functools.partial(layout.pack_into, values, 0)
         self.own = pack, ctypes.addressof(self._pointers)
         _driver_for_this_thread()
+
+
+class _ReadyBlock(_ArgumentBlock):
+    """Of which only the first arguments are packed anew."""
+
+    def __init__(self, parameters: str, most: int, rest: tuple[int | float, ...]) -> None:
+        super().__init__(parameters)
+        pack, address = self.own
+        pack(*[0] * most, *rest)
+        first = struct.Struct(f"@{parameters[:most]}")
+        self.own = functools.partial(first.pack_into, self._values, 0), address
 
 
 def _driver_for_this_thread() -> Any:

@@ -27,11 +27,16 @@ def check(sizes: list[int], offsets: tuple[int, int], device: str = "cpu") -> No
         sources.append(source)
         targets.append(target[offsets[1] : offsets[1] + size])
         held.append(target)
-    TensorCopies(Config()).copy(targets, sources)
-    for source, target, whole in zip(sources, targets, held, strict=True):
-        assert torch.equal(source, target)
-        beside = torch.cat([whole[: offsets[1]], whole[offsets[1] + len(source) :]])
-        assert (beside == BESIDE).all()
+    copies = TensorCopies(Config())
+    again = copies.copies_to(targets)
+    for copy in (lambda given: copies.copy(targets, given), again, again):
+        copy(sources)
+        for source, target, whole in zip(sources, targets, held, strict=True):
+            assert torch.equal(source, target)
+            beside = torch.cat([whole[: offsets[1]], whole[offsets[1] + len(source) :]])
+            assert (beside == BESIDE).all()
+            target.fill_(BESIDE)
+        sources = [source.flip(0) for source in sources]
 
 
 def check_types(device: str = "cpu") -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -75,6 +75,18 @@ class HostKernel:
     ) -> None:
         """Run the kernel on arguments that were checked."""
         raise NotImplementedError
+
+    def again(
+        self, grid: Dimensions, block: Dimensions, most: int, *rest: int | float
+    ) -> Callable[..., None]:
+        """As `launch.Kernel.again`."""
+
+        def launch(*first: int | float) -> None:
+            if len(first) != most:
+                raise HostError(f"{self.name}: {len(first)} arguments come first, not {most}")
+            self(grid, block, *first, *rest)
+
+        return launch
 
 
 class LibraryKernel(HostKernel):

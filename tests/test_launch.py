@@ -95,6 +95,27 @@ def test_arguments_and_shape(driver: Driver) -> None:
     assert driver.launches == [(1234, (4, 5, 6, 128, 2, 1, 16), 70, expected)]
 
 
+def test_first_arguments_anew(driver: Driver) -> None:
+    """Launches that differ in their first arguments alone, on the kernel's device, beside others of it."""
+    one = kernel(driver, "qqiqd", index=1)
+    again = one.again((2, 1, 1), (64, 1, 1), 2, 3, 2**40, 0.5)
+    other = one.again((7, 1, 1), (64, 1, 1), 1, 4, 5, 6, 0.25)
+    driver.device = 1
+    again(10, -(2**50))
+    other(8)
+    one((1, 1, 1), (1, 1, 1), 0, 0, 0, 0, 0.0)
+    again(11, 12)
+    two = (1234, (2, 1, 1, 64, 1, 1, 0), 71)
+    assert driver.launches == [
+        (*two, [10, -(2**50), 3, 2**40, 0.5]),
+        (1234, (7, 1, 1, 64, 1, 1, 0), 71, [8, 4, 5, 6, 0.25]),
+        (1234, (1, 1, 1, 1, 1, 1, 0), 71, [0, 0, 0, 0, 0.0]),
+        (*two, [11, 12, 3, 2**40, 0.5]),
+    ]
+    with pytest.raises(struct.error):
+        again(1)
+
+
 def test_no_arguments(driver: Driver) -> None:
     """A kernel may have none."""
     kernel(driver, "")((1, 1, 1), (32, 1, 1))

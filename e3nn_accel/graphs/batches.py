@@ -2,17 +2,19 @@
 
 Between two steps of molecular dynamics a batch's tensors are others of the same kind, and the host's time
 before a replay is a small system's time. So what was found of a batch is kept by all that it was found from:
-names, classes, dtypes, devices, layouts, shapes, and which of them require a gradient.
+names, classes, dtypes, devices, layouts, shapes, and which of them require a gradient. The last batch's is asked
+for first, of all tensors at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 
+from e3nn_accel.compat import likeness_of
 from e3nn_accel.graphs.eligibility import Request, RunsEagerly, Signature
 from e3nn_accel.graphs.padding import GRAPHS, Axis, Size
 
@@ -34,6 +36,21 @@ class Kind(NamedTuple):
     axes: Mapping[str, Axis]
 
 
+class Last(NamedTuple):
+    """What the last batch was.
+
+    Attributes:
+        kind: Its own.
+        names: Of its inputs.
+        alike: Whether others' tensors are like them; None of one that nothing says so of, or that came once: where
+            edges come and go, the next is of another kind.
+    """
+
+    kind: Kind | None = None
+    names: tuple[str, ...] = ()
+    alike: Callable[..., bool] | None = None
+
+
 class BatchReader:
     """Reads the batches of one model.
 
@@ -45,6 +62,7 @@ class BatchReader:
         self._axes = axes
         self._known: dict[Hashable, Kind] = {}
         self._signatures: dict[Signature, Signature] = {}
+        self._last = Last()
 
     def read(self, data: Any, flags: tuple[str, ...], device: torch.device) -> Request:
         """A call with this batch.
@@ -57,6 +75,18 @@ class BatchReader:
         if "displacement" in data:
             raise RunsEagerly("the caller gives a displacement of its own")
         inputs = {name: data[name] for name in self._axes if name in data}
+        kind, names, alike = self._last
+        if kind is None or alike is None or names != tuple(inputs) or not alike(*inputs.values()):
+            found = self._found(inputs, device)
+            if found is not kind:
+                self._last = Last(found)
+            elif alike is None:
+                self._last = Last(found, tuple(inputs), likeness_of(list(inputs.values()), 0))
+            kind = found
+        return Request(data, flags, kind.size, kind.signature, inputs, kind.axes)
+
+    def _found(self, inputs: dict[str, torch.Tensor], device: torch.device) -> Kind:
+        """Of a batch that isn't like the last one."""
         tensors = inputs.values()
         try:
             facts: Hashable = (device, *inputs, *map(_facts, tensors))
@@ -73,7 +103,7 @@ class BatchReader:
                 self._known.clear()
                 self._signatures.clear()
             self._known[facts] = kind
-        return Request(data, flags, kind.size, kind.signature, inputs, kind.axes)
+        return kind
 
 
 def kind_of(

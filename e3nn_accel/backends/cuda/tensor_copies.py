@@ -10,6 +10,7 @@ import torch
 from e3nn_accel.backends.cuda.entries import Entries
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
+from e3nn_accel.launch import Dimensions, Kernel
 
 SLOTS = 24
 """Tensors of a launch."""
@@ -46,18 +47,24 @@ class TensorCopies:
 
     def copy(self, targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
         """Each source to its target of the same dtype and shape; all are contiguous and on one device."""
-        self.copies_to(targets)(sources)
+        kernel, grid, rest = self._launch(targets)
+        kernel(grid, BLOCK, *map(_address, sources), *rest)
 
     def copies_to(
         self, targets: Sequence[torch.Tensor]
     ) -> Callable[[Sequence[torch.Tensor]], None]:
         """What copies sources to these, which stay where they are."""
+        kernel, grid, rest = self._launch(targets)
+        launch = kernel.again(grid, BLOCK, len(targets), *rest)
+
+        def copy(sources: Sequence[torch.Tensor]) -> None:
+            launch(*map(_address, sources))
+
+        return copy if grid[0] else lambda sources: None
+
+    def _launch(self, targets: Sequence[torch.Tensor]) -> tuple[Kernel, Dimensions, list[int]]:
+        """The kernel, its grid, and all arguments after the sources' addresses."""
         kernel = self._entries.on(targets[0].device)["copy_tensors"]
         sizes, none = list(map(_bytes, targets)), [0] * (SLOTS - len(targets))
         grid = sum([-(-size // PIECE) for size in sizes]), 1, 1
-        rest = *none, *map(_address, targets), *none, *sizes, *none
-
-        def copy(sources: Sequence[torch.Tensor]) -> None:
-            kernel(grid, BLOCK, *map(_address, sources), *rest)
-
-        return copy
+        return kernel, grid, [*none, *map(_address, targets), *none, *sizes, *none]
