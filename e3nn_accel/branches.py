@@ -3,8 +3,8 @@
 A CUDA graph runs kernels in the order in which one stream was given them, one after the other, and with few
 atoms none of them fills the device. So a capture has two more streams, each a branch of the graph:
 
-- Beside: radial MLPs wait for nothing but the lengths of edges, and nobody but the edges' own derivative waits
-  for their gradients (autograd gives a node's the stream of its forward).
+- Beside: the radial embedding and radial MLPs wait for nothing but the lengths of edges, and nobody but the edges'
+  own derivative waits for their gradients (autograd gives a node's the stream of its forward).
 - Ahead: what is made of the batch or of frozen weights alone, the order of nodes by species, weights in a
   reduced basis or cut in halves. It waits for nothing that the model computes, and is waited for where it is used.
 
@@ -56,7 +56,9 @@ class Branches:
         stream.wait_event(self.when_ready(x))
         with torch.cuda.stream(stream):
             out = run(self._with_its_gradient_kept(x.view_as(x)), *others)
-        main.wait_stream(stream)
+            when = stream.record_event()
+        main.wait_event(when)
+        self._ready[id(out), version_counter(out)] = when  # for what else runs beside and reads it
         return self._with_its_gradient_kept(out)
 
     def find(self, find: Callable[[], Found], of: Sequence[torch.Tensor]) -> Early[Found]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from e3nn_accel.branches import is_ready
 from e3nn_accel.groupings import neighbours_begun
 from e3nn_accel.ops.edge_vectors import Edges, EdgeVectorKernels, edge_vectors
 
@@ -68,4 +69,5 @@ def _computed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     neighbours = neighbours_begun(edge_index, positions.shape[0])
     of = Edges(edge_index, neighbours.get, kernels[positions.device.type])
-    return edge_vectors(positions, shifts, of)
+    vectors, lengths = edge_vectors(positions, shifts, of)
+    return vectors, is_ready(lengths)

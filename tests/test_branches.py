@@ -93,6 +93,22 @@ def test_it_waits_for_its_operand_alone(device: Device) -> None:
     assert device.ahead.given == []
 
 
+def test_what_was_made_beside_is_waited_for_as_soon_as_it_is_there(device: Device) -> None:
+    """Not what the first stream was given since: a radial MLP of a radial embedding."""
+    x, w = torch.ones(3, 2), torch.ones(2, 2)
+    with branching(device.streams):
+        device.does("lengths")
+        is_ready(x)
+        device.does("something else")
+        embedding = is_ready(product(device, "embedding")(x, w))
+        device.does("a layer")
+        product(device, "net")(embedding, w)
+    assert device.side.given == ["waits for main 1", "embedding", "waits for side 2", "net"]
+    assert device.main.given == [
+        "lengths", "something else", "waits for side 2", "a layer", "waits for side 4", "waits for side 4",
+    ]  # fmt: skip
+
+
 def test_an_operand_that_nobody_noted_or_that_changed(device: Device) -> None:
     """Whatever the stream was given before may have made it."""
     x, w = torch.ones(3, 2), torch.ones(2, 2)

@@ -6,7 +6,7 @@ import torch
 
 from e3nn_accel.backends.cuda.entries import Entries
 from e3nn_accel.backends.cuda.real import REAL
-from e3nn_accel.branches import is_ready
+from e3nn_accel.branches import beside, is_ready
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.descriptor import RadialEmbeddingDescriptor
 from e3nn_accel.ops.rows import Pair, row_function, row_gradient
@@ -26,8 +26,10 @@ def plan(d: RadialEmbeddingDescriptor, context: PlanContext) -> Plan | Refusal:
         return Refusal("cuda", "there is no basis function")
     kernels = RadialKernels(d, context)
 
+    branched = beside(lambda lengths, *constants: row_function(kernels, lengths, *constants))
+
     def run(lengths: torch.Tensor, *constants: torch.Tensor) -> torch.Tensor:
-        return is_ready(row_function(kernels, lengths, *constants))
+        return is_ready(branched(lengths, *constants))
 
     def gradients(
         g: torch.Tensor, operands: tuple[torch.Tensor, ...], wanted: tuple[bool, ...]
