@@ -5,7 +5,7 @@
 //
 // Rows come sorted by class (`order`, `first`, made on the device): class s < SPECIES has the rows whose
 // single non-zero is attrs[n,s], class SPECIES all others, rows without any among them. A block owns
-// ROWS / dim nodes of one class, all their components, and 64 columns of an output block; it sums over
+// ROWS / dim nodes of one class, all their components, and TILE columns of an output block; it sums over
 // all paths into it, and over one species, or in the last class over those that occur in the tile. So
 // the same sum is exact whatever attrs are, and fast where they are one-hot. The grid has so many blocks for each number of
 // components, one number after the other, as tiles of that have something to do: those of one component are larger and fewer, and
@@ -15,7 +15,9 @@
 //
 // A node's DEPTH channels with their components lie together in memory and come to shared memory as they are;
 // a row of the tile is a component, its numbers DIM apart (PITCH keeps banks apart). W comes from where e3nn
-// keeps it. Constants and attrs multiply sums. The result leaves mul_ir through shared memory. TRANSPOSED is
+// keeps it. Constants and attrs multiply sums; in float64, whose products go straight to the result's sums, they multiply x as it is
+// read, or, where all is multiplied by the same (ONE_SCALE, and a row of one class), the result. Rows of the tile are there one component of
+// all nodes after the other, which keeps lanes out of each other's banks. The result leaves mul_ir through shared memory. TRANSPOSED is
 // the gradient of x: in and out exchanged, W read along w.
 // Bytes, b to a number: b N (x + out), x for further columns from the second-level cache, for the blocks of a
 // tile of nodes are neighbours in the grid; W of the species that occur once a tile of nodes, from that cache, too.
@@ -32,13 +34,21 @@
 // plan.cuh: PATH, sorted by output block, ITEM = {first path, end, first column}, and how many steps there are where SLICED, those of
 // fewer components first; DIMS, for each number of components that there is, that as a constant, its first item and how many it has;
 // X_COPY, W_COPY and OUT_COPY, how many numbers lie together wherever a copy begins; WHOLE_CHANNELS, WHOLE_COLUMNS: all of them fill
-// tiles; LEFT_ROOM, what the nodes of a tile take in shared memory.
+// tiles; LEFT_ROOM, what the nodes of a tile take in shared memory. Of float64: STAGES, in dynamic shared memory; ONE_SCALE, whether
+// all paths into an output block have one constant; COLUMNS and how warps share a tile.
 
 #include "plan.cuh"
 #include "matrix_tile.cuh"
 #include "indexed_linear.cuh"
 
-constexpr int STAGES = sizeof(real) == 8 ? 2 : ROWS > TILE ? 3 : 4;  // within 48 KB
+#ifndef STAGES
+constexpr int STAGES = ROWS > TILE ? 3 : 4;  // within 48 KB
+#endif
+#ifndef ONE_SCALE
+#define ONE_SCALE 0
+#endif
+constexpr bool STRAIGHT = sizeof(real) == 8;  // products go to sums without chains
+constexpr bool COUNTED = STRAIGHT && ONE_SCALE && !SORTED;  // a step needs to know no more than that its numbers are there
 // Numbers from one channel of the right tile to the next, or from one column to the next: banks apart.
 #ifndef TRANSPOSED
 #define TRANSPOSED 0
@@ -50,6 +60,14 @@ constexpr int RIGHT_PITCH = TILE + (sizeof(real) == 4 ? 8 : 4), RIGHT_ROOM = DEP
 #endif
 constexpr int SLOT = LEFT_ROOM + RIGHT_ROOM;
 constexpr int LEFT_COPIES = ROWS * DEPTH / X_COPY / THREADS, RIGHT_COPIES = TILE * DEPTH / W_COPY / THREADS;
+// A copy of W is so many rows of W after the one before: float64, which needs registers for its sums, counts from the first one.
+constexpr int RIGHT_LINES = THREADS * W_COPY / (TRANSPOSED ? DEPTH : TILE), RIGHT_POINTERS = STRAIGHT ? 1 : RIGHT_COPIES;
+static_assert(THREADS * W_COPY % (TRANSPOSED ? DEPTH : TILE) == 0, "whole rows");
+// Which node and component a row of the tile is; of those that are left over the node, or the component, is none.
+template <int DIM>
+__device__ __forceinline__ int node_of_row(int row) { return STRAIGHT ? row % (ROWS / DIM) : row / DIM; }
+template <int DIM>
+__device__ __forceinline__ int component_of_row(int row) { return STRAIGHT ? row / (ROWS / DIM) : row % DIM; }
 // Of a node's results in shared memory.
 template <int DIM>
 constexpr int OUT_PITCH = TILE * DIM + 4;
@@ -101,7 +119,7 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
 
     // What this thread copies, step by step along a path's channels: from where, and where to in a slot. A tile
     // that no node fills has copies of its last one, in rows that nobody reads.
-    const real *left_from[LEFT_COPIES], *right_from[RIGHT_COPIES];
+    const real *left_from[LEFT_COPIES], *right_from[RIGHT_POINTERS];
     int left_to[LEFT_COPIES];
     Path path;
     auto start = [&](const Step& step) {
@@ -114,7 +132,7 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
             left_to[i] = node < nodes ? node * pitch + at : -1;
         }
 #pragma unroll
-        for (int i = 0; i < RIGHT_COPIES; i++) {
+        for (int i = 0; i < RIGHT_POINTERS; i++) {
             const int e = (t + i * THREADS) * W_COPY;
 #if TRANSPOSED
             right_from[i] = weights + path.weight + ((item.column + e / DEPTH) * SPECIES + step.species) * (long long)path.channels + skipped + e % DEPTH;
@@ -153,8 +171,11 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
             if (!WHOLE_COLUMNS) valid = min(max(path.columns - column, 0), W_COPY);
             if (!WHOLE_CHANNELS && channel >= path.channels) valid = 0;
 #endif
-            copy_async<W_COPY>(right + place, valid ? right_from[i] : weights, valid);
-            right_from[i] += TRANSPOSED ? DEPTH : DEPTH * SPECIES * (long long)path.columns;
+            const real* from = right_from[i % RIGHT_POINTERS];
+            if (STRAIGHT) from += i * RIGHT_LINES * SPECIES * (long long)(TRANSPOSED ? path.channels : path.columns);
+            copy_async<W_COPY>(right + place, valid ? from : weights, valid);
+            if (!STRAIGHT || i == RIGHT_COPIES - 1)
+                right_from[i % RIGHT_POINTERS] += TRANSPOSED ? DEPTH : DEPTH * SPECIES * (long long)path.columns;
         }
     };
 
@@ -183,12 +204,13 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
 #else
     Step step = {next_species(s, mixed ? 0 : s.kind, end), item.first, 0}, ahead = step;
 #endif
-    int slot = 0, slot_ahead = (STAGES - 1) * SLOT;
+    int slot = 0, slot_ahead = (STAGES - 1) * SLOT, arriving = 0;
 #pragma unroll
     for (int n = 0; n < STAGES - 1; n++) {
         if (ahead.species < end) {
             fetch(ahead, memory + n * SLOT);
             advance(ahead);
+            arriving++;
         }
         close_copies();
     }
@@ -201,22 +223,24 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
     for (int i = 0; i < DOWN; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int node = min(own_row(i, half) / dim, count - 1);
-            begins[i][half] = node * pitch + own_row(i, half) % dim + own_depth(0, 0) * dim;
+            const int node = min(node_of_row<DIM>(own_row(i, half)), count - 1);
+            const int component = STRAIGHT ? min(component_of_row<DIM>(own_row(i, half)), dim - 1) : component_of_row<DIM>(own_row(i, half));
+            begins[i][half] = node * pitch + component + own_depth(0, 0) * dim;
             node_of[i][half] = node, own_scale[i][half] = 1;
 #if SORTED
             if (!mixed) own_scale[i][half] = attrs[(long long)s.row[node] * SPECIES + s.kind];
 #endif
         }
-    while (step.species < end) {
+    while (COUNTED ? arriving > 0 : step.species < end) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
         if (ahead.species < end) {
             fetch(ahead, memory + slot_ahead);
             advance(ahead);
+            arriving++;
         }
         close_copies();
-        const real *left = memory + slot, *right = left + LEFT_ROOM, constant = PATH[step.path].scale;
+        const real *left = memory + slot, *right = left + LEFT_ROOM, constant = COUNTED ? (real)1 : PATH[step.path].scale;
         real scale[DOWN][2];
 #pragma unroll
         for (int i = 0; i < DOWN; i++)
@@ -225,36 +249,45 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
                 const real a = mixed ? attrs[(long long)s.row[node_of[i][half]] * SPECIES + step.species] : own_scale[i][half];
                 scale[i][half] = constant * a;
             }
-        multiply(
-            sums, [&](int i, int half, int at, int n) { return left[begins[i][half] + (own_depth(at, n) - own_depth(0, 0)) * dim]; },
-            [&](int j, int at, int n) {
+        auto of_left = [&](int i, int half, int at, int n) { return left[begins[i][half] + (own_depth(at, n) - own_depth(0, 0)) * dim]; };
+        auto of_right = [&](int j, int at, int n) {
 #if TRANSPOSED
-                return right[right_column(j) * RIGHT_PITCH + own_depth(at, n)];
+            return right[right_column(j) * RIGHT_PITCH + own_depth(at, n)];
 #else
-                return right[own_depth(at, n) * RIGHT_PITCH + right_column(j)];
+            return right[own_depth(at, n) * RIGHT_PITCH + right_column(j)];
 #endif
-            },
-            scale);
+        };
+        if constexpr (!STRAIGHT)
+            multiply(sums, of_left, of_right, scale);
+        else if (ONE_SCALE && !mixed)
+            add_products(sums, of_left, of_right);
+        else
+            add_products(sums, [&](int i, int half, int at, int n) { return scale[i][half] * of_left(i, half, at, n); }, of_right);
         slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
-        advance(step);
+        if (COUNTED)
+            arriving--;
+        else
+            advance(step);
     }
 #if SLICED
     wait_for_copies<0>();  // none is left but of a slice without a step, which has waited for nothing
 #endif
     __syncthreads();
 
-    // Through shared memory, where a node's 64 columns with all components come to lie as they do in `out`.
+    // Through shared memory, where a node's TILE columns with all components come to lie as they do in `out`.
 #pragma unroll
     for (int i = 0; i < DOWN; i++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int node = own_row(i, half) / dim;
-            if (node >= count) continue;
-            real* row = memory + node * OUT_PITCH<DIM> + own_row(i, half) % dim;
+            const int node = node_of_row<DIM>(own_row(i, half)), component = component_of_row<DIM>(own_row(i, half));
+            if (node >= count || STRAIGHT && component >= dim) continue;
+            real* row = memory + node * OUT_PITCH<DIM> + component;
+            real factor = 1;
+            if (STRAIGHT && ONE_SCALE && !mixed) factor = PATH[item.first].scale * own_scale[i][half];
 #pragma unroll
             for (int j = 0; j < ACROSS; j++)
 #pragma unroll
-                for (int n = 0; n < 2; n++) row[(own_column(j) + n) * dim] = sums[i][j][2 * half + n];
+                for (int n = 0; n < 2; n++) row[(own_column(j) + n) * dim] = STRAIGHT ? factor * sums[i][j][2 * half + n] : sums[i][j][2 * half + n];
         }
     __syncthreads();
     struct alignas(OUT_COPY * sizeof(real)) Together {
@@ -274,7 +307,11 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 indexed_linear(const real* __restrict__ x, const real* __restrict__ attrs, const int* __restrict__ order,
                const int* __restrict__ first, const real* __restrict__ weights, long long rows, real* __restrict__ out) {
+#ifdef STAGES
+    extern __shared__ __align__(16) real memory[];
+#else
     __shared__ __align__(16) real memory[MEMORY];
+#endif
     __shared__ Tile s;
     long long block = blockIdx.x;
 #define OF_DIM(DIM, FIRST, HERE)                                                                                                    \

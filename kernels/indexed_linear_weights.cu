@@ -20,7 +20,10 @@
 #include "matrix_tile.cuh"
 
 static_assert(ROWS == TILE, "u and w are cut alike");
-constexpr int STAGES = sizeof(real) == 4 ? 4 : 2, SLOT = 2 * NODE_ROOM;
+#ifndef STAGES  // of float64 plan.cuh's, in dynamic shared memory
+constexpr int STAGES = 4;
+#endif
+constexpr int SLOT = 2 * NODE_ROOM;
 constexpr int X_COPIES = TILE * DEPTH / X_COPY / THREADS, G_COPIES = TILE * DEPTH / OUT_COPY / THREADS;
 
 // Of the nodes of a slot, by the threads that look them up while others are multiplied.
@@ -137,14 +140,16 @@ __device__ __forceinline__ void tile_of(const Item& item, int slice, int slices,
         real ones[DOWN][2];
 #pragma unroll
         for (int i = 0; i < DOWN; i++) ones[i][0] = ones[i][1] = 1;
-        multiply(
-            sums,
-            [&](int i, int half, int at, int n) {
-                if (place[at][n] < 0) return (real)0;
-                const real value = left[place[at][n] + own_row(i, half) * dim];
-                return SORTED ? s.scale[slot][node_of[at][n]] * value : value;
-            },
-            [&](int j, int at, int n) { return place[at][n] < 0 ? (real)0 : right[place[at][n] + right_column(j) * dim]; }, ones);
+        auto of_left = [&](int i, int half, int at, int n) {
+            if (place[at][n] < 0) return (real)0;
+            const real value = left[place[at][n] + own_row(i, half) * dim];
+            return SORTED ? s.scale[slot][node_of[at][n]] * value : value;
+        };
+        auto of_right = [&](int j, int at, int n) { return place[at][n] < 0 ? (real)0 : right[place[at][n] + right_column(j) * dim]; };
+        if constexpr (sizeof(real) == 8)
+            add_products(sums, of_left, of_right);
+        else
+            multiply(sums, of_left, of_right, ones);
         if (t < DEPTH) s.row[slot][t] = row_ahead;
         slot = (slot + 1) % STAGES;
     }
@@ -166,7 +171,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 indexed_linear_weights(const real* __restrict__ x, const real* __restrict__ grad, const real* __restrict__ attrs,
                        const int* __restrict__ order, const int* __restrict__ first, long long rows,
                        real* __restrict__ sums_of_slices) {
+#ifdef STAGES
+    extern __shared__ __align__(16) real memory[];
+#else
     __shared__ __align__(16) real memory[STAGES * SLOT];
+#endif
     __shared__ Nodes s;
     const int slices = gridDim.x / ITEMS;
     const Item item = ITEM[blockIdx.x / slices];

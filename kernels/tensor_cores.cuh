@@ -51,6 +51,15 @@ __device__ __forceinline__ void multiply_tiles(double (&sum)[4], const double (&
         : "+d"(sum[0]), "+d"(sum[1]), "+d"(sum[2]), "+d"(sum[3])
         : "d"(a[0]), "d"(a[1]), "d"(a[2]), "d"(a[3]), "d"(b[0]), "d"(b[1]));
 }
+
+// Two steps at once: what a lane has of the second is 8 columns, or rows, further.
+__device__ __forceinline__ void multiply_two(double (&sum)[4], const double (&a)[2][4], const double (&b)[2][2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7, %8, %9, %10, %11}, "
+        "{%12, %13, %14, %15}, {%0, %1, %2, %3};"
+        : "+d"(sum[0]), "+d"(sum[1]), "+d"(sum[2]), "+d"(sum[3])
+        : "d"(a[0][0]), "d"(a[0][1]), "d"(a[0][2]), "d"(a[0][3]), "d"(a[1][0]), "d"(a[1][1]), "d"(a[1][2]), "d"(a[1][3]),
+          "d"(b[0][0]), "d"(b[0][1]), "d"(b[1][0]), "d"(b[1][1]));
+}
 #else
 __device__ __forceinline__ void multiply_quarter(double& left, double& right, double a, double b) {
     asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
@@ -60,6 +69,11 @@ __device__ __forceinline__ void multiply_quarter(double& left, double& right, do
 __device__ __forceinline__ void multiply_tiles(double (&sum)[4], const double (&a)[4], const double (&b)[2]) {
 #pragma unroll
     for (int n = 0; n < 4; n++) multiply_quarter(sum[n % 2 * 2], sum[n % 2 * 2 + 1], a[n], b[n / 2]);
+}
+
+__device__ __forceinline__ void multiply_two(double (&sum)[4], const double (&a)[2][4], const double (&b)[2][2]) {
+    multiply_tiles(sum, a[0], b[0]);
+    multiply_tiles(sum, a[1], b[1]);
 }
 #endif
 #endif
@@ -169,6 +183,9 @@ struct TensorCores<double> {
 #pragma unroll
             for (int j = 0; j < N; j++) multiply_tiles(sums[j], a[step], b[step][j]);
     }
+
+    // Of one column of tiles.
+    static __device__ __forceinline__ void add(double (&sum)[4], const double (&a)[2][4], const Kept (&b)[2]) { multiply_two(sum, a, b); }
 
     static __device__ __forceinline__ void keep(double first, double second, Kept& b) { b[0] = first, b[1] = second; }
 };

@@ -71,6 +71,10 @@ inline void multiply_tiles(double (&sum)[4], const double (&a)[4], const double 
     host::multiply_shown(sum);
 }
 
+inline void multiply_two(double (&sum)[4], const double (&a)[2][4], const double (&b)[2][2]) {
+    for (int step = 0; step < 2; step++) multiply_tiles(sum, a[step], b[step]);
+}
+
 // The nearest number of bf16, of two the even one.
 inline unsigned nearest_bf16(float x) {
     const unsigned bits = __float_as_uint(x);

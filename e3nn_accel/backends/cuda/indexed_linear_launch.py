@@ -19,7 +19,6 @@ from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
 
 ALIKE: SortedRows = (None, None, None)
-BLOCK = (128, 1, 1)
 ROWS_OF_A_SLICE = 128
 BLOCKS_FOR_SUMS = 1024
 """Where tiles of weights are fewer, rows are cut into slices, each with its own dW: enough to fill a device."""
@@ -48,6 +47,8 @@ class _Rows(NamedTuple):
         by_dim: For each number of components of a channel, nodes of a tile that is full, and blocks of it.
         sliced: Whether the longest sum can be shared by blocks.
         steps: Of that sum.
+        block: Threads.
+        shared: Bytes of dynamic shared memory.
     """
 
     row: int
@@ -58,17 +59,20 @@ class _Rows(NamedTuple):
     by_dim: tuple[tuple[int, int], ...]
     sliced: bool
     steps: int
+    block: tuple[int, int, int]
+    shared: int
 
     @classmethod
     def of(cls, side: MatrixPaths, real: str, few: bool) -> _Rows:
         """Of kernels for numbers of this type."""
         bytes_each = 8 if real == "double" else 4
-        pairs = side.layout(bytes_each, of_weights=False, few=few).rows
-        row, items = side.out_row, side.row_items()
-        by_dim = tuple((pairs // dim, here) for dim, _, here in side.items_by_dim())
+        layout = side.layout(bytes_each, of_weights=False, few=few)
+        pairs, row, items = layout.rows, side.out_row, side.row_items(layout.columns)
+        by_dim = tuple((pairs // dim, here) for dim, _, here in side.items_by_dim(layout.columns))
         return cls(
             row, side.covered == row, len(items), pairs // side.widest, side.species + 1, by_dim,
-            side.is_sliced(few), max(map(side.steps, items)),
+            side.is_sliced(few), max(map(side.steps, items)), (layout.threads, 1, 1),
+            side.shared(real, of_weights=False, few=few),
         )  # fmt: skip
 
     def blocks(self, rows: int) -> int:
@@ -88,6 +92,7 @@ class _Launch(NamedTuple):
         blocks, slices: Of rows, and of sums.
         shape: Of the result, those of each slice after the other.
         whole: Whether all of it is written.
+        block, shared: Threads, and bytes of dynamic shared memory.
     """
 
     halves: LinearInHalves | None
@@ -96,6 +101,8 @@ class _Launch(NamedTuple):
     slices: int
     shape: tuple[int, int]
     whole: bool
+    block: tuple[int, int, int] = (128, 1, 1)
+    shared: int = 0
 
 
 class IndexedLinearKernels:
@@ -112,6 +119,9 @@ class IndexedLinearKernels:
             for few in (False, True)
         }
         self._tiles = len(paths.weight_items())
+        layout = paths.layout(context.dtype.itemsize, of_weights=True)
+        self._block = (layout.threads, 1, 1)
+        self._shared = paths.shared(self.real, of_weights=True)
         architecture = context.architecture or architecture_of(context.device)
         halved = self.real == "float" and not self.rounded_to
         self._halves = {
@@ -209,7 +219,10 @@ class IndexedLinearKernels:
         blocks, slices = cut.blocks(rows), 1
         if cut.sliced and rows:
             slices = slices_of(blocks, cut.steps, processors)
-        return _Launch(None, kernels, blocks, slices, (slices * rows, cut.row), cut.whole)
+        shape_of_all = (slices * rows, cut.row)
+        return _Launch(
+            None, kernels, blocks, slices, shape_of_all, cut.whole, cut.block, cut.shared
+        )
 
     def rows(
         self, kind: str, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows
@@ -236,14 +249,15 @@ class IndexedLinearKernels:
     def _launched(
         self, kind: str, launch: _Launch, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows
     ) -> torch.Tensor:
-        halves, kernels, blocks, slices, shape, whole = launch
+        halves, kernels, blocks, slices, shape, whole, block, shared = launch
         if halves is not None:
             return halves.rows(kernels, blocks, aligned(x), w, sorted_rows)
         rows, columns = shape
         out = new_rows(x, rows, columns) if whole else x.new_zeros(shape)
         kernels[0](
-            (blocks, slices, 1), BLOCK, aligned(x), *sorted_rows, aligned(w), x.shape[0], out
-        )
+            (blocks, slices, 1), block, aligned(x), *sorted_rows, aligned(w), x.shape[0], out,
+            shared=shared,
+        )  # fmt: skip
         return out if slices == 1 else self._slices[kind].sum(out.view(slices, x.shape[0], columns))
 
     def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
@@ -255,7 +269,7 @@ class IndexedLinearKernels:
         x, g = aligned(x), aligned(g)
         grid = (self._tiles * slices, species, 1)
         kernel = self._of_weights(x.device)
-        kernel(grid, BLOCK, x, g, *sorted_rows, rows, sums)
+        kernel(grid, self._block, x, g, *sorted_rows, rows, sums, shared=self._shared)
         return sums[0] if slices == 1 else sums.sum(0)
 
 

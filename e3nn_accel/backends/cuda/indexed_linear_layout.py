@@ -34,10 +34,28 @@ class Layout(NamedTuple):
     Attributes:
         rows: (node, component) pairs of a tile, 32, 64 or 128; of the gradient of weights, channels.
         blocks: Of a multiprocessor: what registers are bounded by.
+        columns: Of a tile; those that follow are float64's alone, too.
+        stages: Slots of the ring in dynamic shared memory.
+        down, across: Parts of a tile, each a warp's.
     """
 
     rows: int
     blocks: int
+    columns: int = TILE
+    stages: int = 2
+    down: int = 2
+    across: int = 2
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.down * self.across
+
+    def right_room(self, transposed: bool) -> int:
+        """Numbers of float64 that a slot has of W, as indexed_linear.cu lays them out."""
+        if transposed:
+            return self.columns * (DEPTH + 4)
+        return DEPTH * (self.columns + 4)
 
 
 def slices_of(blocks: int, steps: int, multiprocessors: int) -> int:
@@ -69,24 +87,34 @@ def products_in(precision: Precision | None, which: str = "products") -> str:
 
 
 @cache
-def pitch(dim: int, bytes_each: int, of_weights: bool, depth: int = DEPTH) -> int:
+def pitch(
+    dim: int, bytes_each: int, of_weights: bool, depth: int = DEPTH, tile: int = TILE
+) -> int:
     """From one node's numbers in shared memory to the next's: where the fewest lanes meet in a bank.
 
     A fragment's number is read by a warp at eight rows and four depths (`own_row`, `own_depth` in
     matrix_tile.cuh). Rows are components of nodes and depths channels, ``dim`` apart; for the
-    gradient of weights it is the other way round.
+    gradient of weights it is the other way round. In float64 rows are one component of all nodes of the
+    ``tile`` after the other, where eight lie side by side as those of a matrix do, four channels apart.
     """
     run = (TILE if of_weights else depth) * dim
     aligned = COPY_BYTES // bytes_each
     lanes = 128 // bytes_each  # that the banks serve at once
 
+    by_component = bytes_each == 8 and not of_weights
+
     def conflicts(size: int) -> int:
-        found = 0
-        for start in range(0, DEPTH if of_weights else 2 * TILE, 4 if of_weights else 8):
+        def place(row: int) -> int:
+            if not by_component:
+                return row // dim * size + row % dim
+            return row % (tile // dim) * size + min(row // (tile // dim), dim - 1)
+
+        found, rows = 0, tile if by_component else 2 * TILE
+        for start in range(0, DEPTH if of_weights else rows, 4 if of_weights else 8):
             nodes = [start + n for n in range(4 if of_weights else 8)]
             other = range(8 if of_weights else 4)
             at = [
-                node // dim * size + node % dim + channel * dim
+                place(node) + channel * dim
                 for node, channel in (
                     [(n, c) for c in other for n in nodes]
                     if of_weights

@@ -206,11 +206,50 @@ class MatrixPaths:
         """Found by tests/gpu/tune_linear.py on an H100; ``few`` rows are cut finely, for a warp to have less to do."""
         if few:
             return Layout(TILE // 2, 2)
-        if bytes_each == 8 or self._scattered(bytes_each):
+        if bytes_each == 8:
+            return self._layout_of_doubles(of_weights)
+        if self._scattered(bytes_each):
             return Layout(TILE, 2)
         if of_weights or self.species:  # species cut tiles short
             return Layout(TILE, 3)
         return Layout(2 * TILE, 2)
+
+    def _layout_of_doubles(self, of_weights: bool) -> Layout:
+        """Tiles of 128 columns have less to read for what they multiply; where half would be empty, or cut short, of 64."""
+        scattered = self._scattered(8)
+        if of_weights or scattered:
+            return Layout(TILE, 2, stages=2 if scattered else 3)
+        if self.species or not self.whole("columns", 2 * TILE):
+            return Layout(TILE, 3, stages=3)
+        return Layout(TILE, 2, columns=2 * TILE, stages=3)
+
+    def pitches(self, bytes_each: int, of_weights: bool, few: bool = False) -> dict[int, int]:
+        """From one node's numbers in shared memory to the next's, by components of a channel."""
+        rows = self.layout(bytes_each, of_weights, few).rows
+        dims = sorted({p.dim for p in self.paths})
+        return {dim: pitch(dim, bytes_each, of_weights, tile=rows) for dim in dims}
+
+    def left_room(self, bytes_each: int, of_weights: bool, few: bool = False) -> int:
+        """Numbers of the nodes of a slot."""
+        nodes = DEPTH if of_weights else self.layout(bytes_each, of_weights, few).rows
+        pitches = self.pitches(bytes_each, of_weights, few)
+        return -(-max(nodes // dim * n for dim, n in pitches.items()) // 4) * 4
+
+    def shared(self, real: str, of_weights: bool, few: bool = False) -> int:
+        """Bytes of dynamic shared memory of a block: float64's ring, or results on their way out."""
+        if real != "double":
+            return 0
+        layout, room = self.layout(8, of_weights, few), self.left_room(8, of_weights, few)
+        if of_weights:
+            return 8 * layout.stages * 2 * room
+        ring = layout.stages * (room + layout.right_room(self.transposed))
+        return 8 * max(ring, layout.rows * (layout.columns + 4))
+
+    def one_scale(self) -> bool:
+        """Whether all paths into a block of the output have the same constant."""
+        return len({(path.out, path.scale) for path in self.paths}) == len(
+            {path.out for path in self.paths}
+        )
 
     def _scattered(self, bytes_each: int) -> bool:
         """Whether something is copied number by number, which is much to keep track of."""
@@ -225,17 +264,16 @@ class MatrixPaths:
     ) -> str:
         """The text of ``plan.cuh``."""
         fields = "path, u, w" if of_weights else "first, end, column"
-        items: list[tuple[int, ...]] = [*(self.weight_items() if of_weights else self.row_items())]
-        if self.is_sliced(few):
-            items = [(*item, self.steps(item)) for item in self.row_items()]
-            fields += ", steps"
         bytes_each = 8 if real == "double" else 4
-        dims = sorted({p.dim for p in self.paths})
-        pitches = {dim: pitch(dim, bytes_each, of_weights) for dim in dims}
         layout = self.layout(bytes_each, of_weights, few)
-        nodes = DEPTH if of_weights else layout.rows
-        by_dim = [(dim,) for dim in dims] if of_weights else self.items_by_dim()
-        room = max(nodes // dim * n for dim, n in pitches.items())
+        columns = layout.columns
+        of_rows = self.row_items(columns)
+        items: list[tuple[int, ...]] = [*(self.weight_items() if of_weights else of_rows)]
+        if self.is_sliced(few):
+            items = [(*item, self.steps(item)) for item in of_rows]
+            fields += ", steps"
+        pitches = self.pitches(bytes_each, of_weights, few)
+        by_dim = [(dim,) for dim in pitches] if of_weights else self.items_by_dim(columns)
         lines = [
             f"#define REAL {real}",
             *([f"#define CORES RoundedTo{precision.capitalize()}"] if precision else []),
@@ -251,9 +289,12 @@ class MatrixPaths:
                     "BLOCKS": layout.blocks,
                     **({"SLICED": 1} if self.is_sliced(few) else {}),
                     "WHOLE_CHANNELS": self.whole("channels", TILE if of_weights else DEPTH),
-                    "WHOLE_COLUMNS": self.whole("columns", TILE),
-                    "NODE_ROOM" if of_weights else "LEFT_ROOM": -(-room // 4) * 4,
+                    "WHOLE_COLUMNS": self.whole("columns", columns),
+                    "NODE_ROOM" if of_weights else "LEFT_ROOM": self.left_room(
+                        bytes_each, of_weights, few
+                    ),
                     **self.copies(bytes_each),
+                    **(self._of_doubles(layout) if bytes_each == 8 else {}),
                 }
             ),
             "struct Path { int in, channels, out, columns, dim, weight; REAL scale; };",
@@ -265,6 +306,15 @@ class MatrixPaths:
             array("Item", "ITEM", items),
         ]
         return "\n".join(lines) + "\n"
+
+    def _of_doubles(self, layout: Layout) -> dict[str, int]:
+        return {
+            "COLUMNS": layout.columns,
+            "WARPS_DOWN": layout.down,
+            "WARPS_ACROSS": layout.across,
+            "STAGES": layout.stages,
+            "ONE_SCALE": int(self.one_scale()),
+        }
 
 
 def _scale(path: ProductPath) -> float | None:
