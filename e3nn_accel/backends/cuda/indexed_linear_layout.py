@@ -87,9 +87,7 @@ def products_in(precision: Precision | None, which: str = "products") -> str:
 
 
 @cache
-def pitch(
-    dim: int, bytes_each: int, of_weights: bool, depth: int = DEPTH, tile: int = TILE
-) -> int:
+def pitch(dim: int, bytes_each: int, of_weights: bool, depth: int = DEPTH, tile: int = TILE) -> int:
     """From one node's numbers in shared memory to the next's: where the fewest lanes meet in a bank.
 
     A fragment's number is read by a warp at eight rows and four depths (`own_row`, `own_depth` in
