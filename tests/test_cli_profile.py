@@ -70,6 +70,7 @@ def test_nothing_is_timed_after_the_profiler_ran(
     assert done == ["_timed"] * 4 + ["profile"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.mace
 def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     """Three kinds of tables, of a shape with random weights."""

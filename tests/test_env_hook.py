@@ -149,7 +149,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("value", "follows"), [("1", True), (None, False)])
+@pytest.mark.parametrize(
+    ("value", "follows"), [("1", True), pytest.param(None, False, marks=pytest.mark.slow)]
+)
 def test_children_follow(hooked, tmp_path, value, follows):
     script = tmp_path / "parent.py"
     script.write_text(CHILDREN)

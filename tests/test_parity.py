@@ -286,6 +286,7 @@ def test_the_self_check_keeps_a_wrong_plan_out(model, structures, wrong_linear):
     assert all("self-check" in row.detail for row in dtype.fallbacks)
 
 
+@pytest.mark.slow
 @pytest.mark.mace
 def test_a_precision_that_was_asked_for_is_no_excuse(model, structures, monkeypatch):
     """Its error is told, and held against what float32 is allowed."""

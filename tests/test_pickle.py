@@ -189,6 +189,7 @@ torch.save((modules, inputs, {n: m(*inputs[n]) for n, m in modules.items()}), sy
 """
 
 
+@pytest.mark.slow
 def test_a_file_goes_to_a_process_without_us_and_back(
     without_us: fresh_python.FreshPython, tmp_path: Path
 ) -> None:

@@ -143,6 +143,7 @@ def lammps_outputs(scripted: Any, batch: dict[str, torch.Tensor]) -> list[torch.
     return [out["node_energy"].detach(), out["forces"].detach()]
 
 
+@pytest.mark.slow
 def test_a_mace_for_lammps(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Exported while enabled: the code, numbers and file of stock; the file loads without us."""
     model, batch = mace(), molecules(1)

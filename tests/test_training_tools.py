@@ -297,6 +297,7 @@ def rank_of_two(rank: int, folder: str) -> None:
     os._exit(0)  # torch joins gloo's thread with the GIL held, which that thread may be waiting for
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """DistributedDataParallel over gloo: losses and averaged gradients are stock's on each rank."""
     import torch.multiprocessing

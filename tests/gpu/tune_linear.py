@@ -79,6 +79,11 @@ BY_SPECIES = {
 }
 """As many rows of each, and a small part of what a model knows, of which the rest isn't cut."""
 LAYOUTS = [Layout(*both) for both in product((32, 64, 128), (2, 3, 4))]
+LAYOUTS_OF_DOUBLES = [
+    Layout(64, 2, 64, 2), Layout(64, 2, 64, 3), Layout(64, 3, 64, 3), Layout(64, 2, 64, 4),
+    Layout(64, 2, 128, 3), Layout(64, 2, 128, 4), Layout(64, 2, 128, 3, 2, 4), Layout(64, 1, 128, 4, 2, 4),
+    Layout(128, 1, 128, 3, 4, 2), Layout(128, 2, 64, 3, 4, 2), Layout(128, 2, 64, 3, 2, 2),
+]  # fmt: skip
 CUTS = [
     Cut(64, 64, 16, 4, 4), Cut(64, 64, 32, 2, 3), Cut(64, 64, 32, 3, 3), Cut(64, 64, 32, 3, 4),
     Cut(64, 128, 16, 3, 3), Cut(64, 128, 32, 2, 2), Cut(64, 128, 32, 2, 3), Cut(64, 128, 32, 3, 3),
@@ -229,8 +234,8 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
     case = CASES[name]
     if int(rows or 0):
         case = case._replace(rows=int(rows))
-    exact = {}
-    for layout in LAYOUTS:
+    exact, stock = {}, MatrixPaths.layout
+    for layout in LAYOUTS_OF_DOUBLES if dtype == torch.float64 else LAYOUTS:
 
         def this(
             paths: MatrixPaths,
@@ -239,6 +244,8 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
             few: bool = False,
             one: Layout = layout,
         ) -> Layout:
+            if dtype == torch.float64 and (few or of_weights):
+                return stock(paths, bytes_each, of_weights, few)
             return one._replace(rows=TILE) if of_weights else one
 
         tiles_of_tf32 = mock.patch.object(LinearInHalves, "takes", return_value=False)

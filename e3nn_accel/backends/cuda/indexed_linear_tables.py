@@ -215,7 +215,7 @@ class MatrixPaths:
         return Layout(2 * TILE, 2)
 
     def _layout_of_doubles(self, of_weights: bool) -> Layout:
-        """Tiles of 128 columns have less to read for what they multiply; of 64 where half would be empty, or cut short."""
+        """Tiles of 128 columns read less for what they multiply; of 64 where half would be empty, or cut short."""
         scattered = self._scattered(8)
         if of_weights or scattered:
             return Layout(TILE, 2, stages=2 if scattered else 3)
