@@ -250,7 +250,7 @@ def current_device_function() -> Callable[[], int]:
 
 
 def likeness_of(tensors: Sequence[torch.Tensor], with_rows: int) -> Callable[..., bool] | None:
-    """What says of as many tensors whether they are like these, or None: as torch's compiler guards its code.
+    """What says of as many tensors whether they are like these, as torch's compiler guards its code; None: nothing.
 
     In class, dtype, device, layout, whether they want gradients, what the thread's modes (autocast, inference) make
     of them, and in shape, each in one piece; but for the first dimension of the first ``with_rows``.
@@ -263,9 +263,12 @@ def likeness_of(tensors: Sequence[torch.Tensor], with_rows: int) -> Callable[...
     strides = [[math.prod(t.shape[n + 1 :]) for n in range(t.dim())] for t in tensors]
     for size in sizes[:with_rows]:
         size[0] = None
-    alike: Callable[..., bool] = make(
-        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
-    ).check
+    try:
+        alike: Callable[..., bool] = make(
+            *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+        ).check
+    except (AttributeError, RuntimeError, TypeError):  # another torch's takes something else
+        return None
     return alike
 
 

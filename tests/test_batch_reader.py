@@ -101,6 +101,17 @@ def test_another_after_some_that_are_alike(name: str, times: int) -> None:
                 assert said(reader, make()) == wanted
 
 
+def test_with_a_torch_that_compares_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch is looked at."""
+
+    class Other:
+        def __init__(self, *tensors: torch.Tensor) -> None: ...
+
+    monkeypatch.setattr(torch._C._dynamo.guards, "TensorGuards", Other)
+    reader, expected = BatchReader(AXES), said(BatchReader(AXES), batch())
+    assert [said(reader, batch()) for _ in range(4)] == [expected] * 4
+
+
 def test_of_another_device() -> None:
     """Where the positions are, and others not, is no batch, whatever came before."""
     reader = BatchReader(AXES)

@@ -12,7 +12,9 @@ from linear_parity import CASES, built, check, rows_alone_and_together, shrinkag
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import CudaBackend, indexed_linear_launch
+from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.config import Config
+from e3nn_accel.descriptor import LinearDescriptor
 from e3nn_accel.patches.linear import e3nn_accel_describe
 from e3nn_accel.plan import PlanContext, Refusal
 
@@ -50,6 +52,21 @@ def test_rows_depend_on_nothing_but_themselves(
 def test_single_precision() -> None:
     module = built(*CASES["MACE"])
     check(module, draw((300, module.irreps_in.dim), 3).requires_grad_(), torch.float32)
+
+
+@pytest.mark.parametrize("irreps", ["128x0e+128x1o+128x2e+128x3o", "128x7o", "9x0e+5x2e", "640x0e"])
+def test_shared_memory_of_any_device(irreps: str) -> None:
+    """float64's slots fit into the 99 KiB that a block has on the smallest devices with tensor cores for it."""
+    descriptor = e3nn_accel_describe(built(irreps, irreps), "linear")
+    assert isinstance(descriptor, LinearDescriptor)
+    paths = MatrixPaths.of_linear(descriptor)
+    assert isinstance(paths, MatrixPaths)
+    taken = [
+        side.shared("double", of_weights, few)
+        for side in (paths, paths.turned)
+        for of_weights, few in ((False, False), (False, True), (True, False))
+    ]
+    assert all(0 < size <= 99 * 1024 for size in taken), taken
 
 
 def test_biases() -> None:
