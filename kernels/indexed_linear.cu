@@ -210,7 +210,7 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
         if (ahead.species < end) {
             fetch(ahead, memory + n * SLOT);
             advance(ahead);
-            arriving++;
+            if (COUNTED) arriving++;
         }
         close_copies();
     }
@@ -237,7 +237,7 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
         if (ahead.species < end) {
             fetch(ahead, memory + slot_ahead);
             advance(ahead);
-            arriving++;
+            if (COUNTED) arriving++;
         }
         close_copies();
         const real *left = memory + slot, *right = left + LEFT_ROOM, constant = COUNTED ? (real)1 : PATH[step.path].scale;
