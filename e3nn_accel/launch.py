@@ -214,10 +214,7 @@ class Kernel:
         try:
             self._launch(self._function, gx, gy, gz, bx, by, bz, shared, stream, address, 0)
         except Exception as error:
-            if not is_full(error):
-                raise
-            launch = (self._function, *grid, *block, shared, stream, address, 0)
-            with_memory(lambda: self._launch(*launch), self.index)
+            self._with_room_made(error, *grid, *block, shared, stream, address)
 
     def again(
         self, grid: Dimensions, block: Dimensions, most: int, *rest: int | float
@@ -243,12 +240,16 @@ class Kernel:
             try:
                 self._launch(self._function, *grid, *block, 0, stream, address, 0)
             except Exception as error:
-                if not is_full(error):
-                    raise
-                again = (self._function, *grid, *block, 0, stream, address, 0)
-                with_memory(lambda: self._launch(*again), self.index)
+                self._with_room_made(error, *grid, *block, 0, stream, address)
 
         return launch
+
+    def _with_room_made(self, error: Exception, *shape_stream_and_address: int) -> None:
+        """A launch that failed for want of memory, again; any other error is raised."""
+        if not is_full(error):
+            raise error
+        launch = (self._function, *shape_stream_and_address, 0)
+        with_memory(lambda: self._launch(*launch), self.index)
 
     def _make_room(self, shared: int) -> None:
         """Raise the limit of dynamic shared memory; never lower it, for plans of one program have one function."""
