@@ -4,7 +4,7 @@
 // multiplied by a power of two that takes the largest of them to between 2^14 and 2^15. Those below 2^-16 of it have
 // fewer: low ends at 2^-24. What is left out, low times low, is some 2^-23 of a product, of either sign. Tensor cores round
 // sums towards zero, which has the sum's sign and adds up; so, as in tensor_cores.cuh, sums are short, are added up by the
-// caller, and have their last bit set after each large product.
+// caller, and have a bit set, here at their end alone, so that nobody waits for a sum in the middle (Lost).
 //
 // Lane l has, with g = l / 4 and t = l % 4, of the left tile rows g and g + 8 (n % 2), columns t and t + 4 (n / 2 = 0) or
 // t + 8 and t + 12 as number n; of the right tile the same rows of column g; of the result rows g and g + 8 (n / 2) and columns
@@ -79,32 +79,43 @@ __device__ __forceinline__ void halve_row(const float (&x)[4], float up, unsigne
     halve(up * x[2], up * x[3], high[row + 2], low[row + 2]);
 }
 
-// 1 for each of the lane's two rows where one of its low parts isn't zero. Sums of others, as of one-hot scalars, fit, and are left
-// alone; each row for itself, so that what comes of it is the same whichever rows lie beside it.
-template <int STEPS>
-__device__ __forceinline__ void last_bits(const unsigned (&low)[STEPS][4], unsigned (&bits)[2]) {
-    unsigned any[2] = {};
-#pragma unroll
-    for (int step = 0; step < STEPS; step++)
-#pragma unroll
-        for (int n = 0; n < 4; n++) any[n % 2] |= low[step][n];
-    vote_by_row(any[0] & 0x7fff7fffu, any[1] & 0x7fff7fffu, bits);
-}
-
 // Adds the products of STEPS tiles. What is small comes first: while sums are small, little is lost when they are rounded.
 template <int STEPS>
 __device__ __forceinline__ void add_products(float (&sum)[4], const unsigned (&high)[STEPS][4], const unsigned (&low)[STEPS][4],
-                                               const Pairs (&b)[STEPS], const unsigned (&last_bit)[2]) {
+                                             const Pairs (&b)[STEPS]) {
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
         multiply_halves(sum, low[step], b[step].high);
         multiply_halves(sum, high[step], b[step].low);
     }
 #pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-        multiply_halves(sum, high[step], b[step].high);
+    for (int step = 0; step < STEPS; step++) multiply_halves(sum, high[step], b[step].high);
+}
+
+// What rounding towards zero lost of a sum is made up for at its end. Its last bit, which a random sum has in one of two cases, makes
+// it larger by half of that on average, if it is set: as much as one large product lost. Two lost 3/4, for the first had a smaller sum;
+// so where there were two, one of four columns has the bit before set, which makes it larger by one, and not the last.
+struct Lost {
+    unsigned last[2], before[2];  // bits, of each of the lane's rows
+};
+
+// Where one of a row's low parts isn't zero. Sums of others, as of one-hot scalars, fit, and are left alone; each row for itself, so that
+// what comes of it is the same whichever rows lie beside it.
+template <int STEPS>
+__device__ __forceinline__ Lost lost_bits(const unsigned (&low)[STEPS][4], bool two_products) {
+    unsigned any[2] = {};
 #pragma unroll
-        for (int n = 0; n < 4; n++)
-            if (n % 2 || step == STEPS - 1) sum[n] = __uint_as_float(__float_as_uint(sum[n]) | last_bit[n / 2]);
-    }
+    for (int step = 0; step < STEPS; step++)
+#pragma unroll
+        for (int n = 0; n < 4; n++) any[n % 2] |= low[step][n];
+    Lost bits;
+    vote_by_row(any[0] & 0x7fff7fffu, any[1] & 0x7fff7fffu, bits.last);
+#pragma unroll
+    for (int row = 0; row < 2; row++) bits.before[row] = bits.last[row] << two_products;
+    return bits;
+}
+
+// Number n of a lane's in column group j.
+__device__ __forceinline__ float made_up(float sum, const Lost& bits, int j, int n) {
+    return __uint_as_float(__float_as_uint(sum) | (n % 2 && j % 2 == 0 ? bits.before : bits.last)[n / 2]);
 }

@@ -3,6 +3,7 @@
 
 #include "async_copy.cuh"
 #include "halves.cuh"
+#include "pipeline.cuh"
 #include "warpgroups.cuh"
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS, DOWN = ROWS / WARPS / 16, ACROSS = COLUMNS / 8;  // of tensor cores, in a warp's part of a tile
@@ -116,10 +117,11 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
     real factor[DOWN][2];
     const real* own_powers;
     struct HalvedRows {
-        unsigned high[STEPS][4], low[STEPS][4], last_bit[2];
+        unsigned high[STEPS][4], low[STEPS][4];
+        Lost lost;
         real scale[2];
     };
-    auto halved_rows = [&](const real* left, real constant, int i, HalvedRows& to) {
+    auto halved_rows = [&](const real* left, real constant, bool two_products, int i, HalvedRows& to) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             real of_row[STEPS][4];
@@ -135,33 +137,35 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
 #pragma unroll
             for (int step = 0; step < STEPS; step++) halve_row(of_row[step], power_up(exponent), to.high[step], to.low[step], half);
         }
-        last_bits(to.low, to.last_bit);
+        to.lost = lost_bits(to.low, two_products);
     };
-    auto multiply = [&](const real* left, const real* right, real constant) {
+    // Adds a step's sums, of columns of group j.
+    auto add_chain = [&](const real (&chain)[4], const HalvedRows& of, int i, int j) {
+        float2 power;
+        if constexpr (MIXED) power = *reinterpret_cast<const float2*>(own_powers + j / 2 * 16 + j % 2 * 2);
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            real sum = made_up(chain[n], of.lost, j, n);
+            if constexpr (MIXED) sum *= power_down(__float_as_uint(n % 2 ? power.y : power.x));
+            sums[i][j][n] = multiply_add(of.scale[n / 2], sum, sums[i][j][n]);
+        }
+    };
+    auto multiply = [&](const real* left, const real* right, real constant, bool two_products) {
 #if WARPGROUPS
         static_assert(STEPS == 2, "as products_of_warpgroup takes them");
 #pragma unroll
         for (int i = 0; i < DOWN; i++) {
             HalvedRows of;
-            halved_rows(left, constant, i, of);
+            halved_rows(left, constant, two_products, i, of);
             real chains[ACROSS][4];
-            products_of_warpgroup(chains, of.high, of.low, reinterpret_cast<const unsigned*>(right), of.last_bit);
+            products_of_warpgroup(chains, of.high, of.low, reinterpret_cast<const unsigned*>(right));
 #pragma unroll
-            for (int j = 0; j < ACROSS; j++) {
-                float2 power;
-                if constexpr (MIXED) power = *reinterpret_cast<const float2*>(own_powers + j / 2 * 16 + j % 2 * 2);
-#pragma unroll
-                for (int n = 0; n < 4; n++) {
-                    real chain = with_last_bit(chains[j][n], of.last_bit[n / 2]);
-                    if constexpr (MIXED) chain *= power_down(__float_as_uint(n % 2 ? power.y : power.x));
-                    sums[i][j][n] = multiply_add(of.scale[n / 2], chain, sums[i][j][n]);
-                }
-            }
+            for (int j = 0; j < ACROSS; j++) add_chain(chains[j], of, i, j);
         }
 #else
         HalvedRows of[DOWN];
 #pragma unroll
-        for (int i = 0; i < DOWN; i++) halved_rows(left, constant, i, of[i]);
+        for (int i = 0; i < DOWN; i++) halved_rows(left, constant, two_products, i, of[i]);
 #pragma unroll
         for (int j = 0; j < ACROSS; j++) {
             Pairs b[STEPS];
@@ -170,14 +174,8 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
 #pragma unroll
             for (int i = 0; i < DOWN; i++) {
                 real chain[4] = {};
-                add_products(chain, of[i].high, of[i].low, b, of[i].last_bit);
-                if constexpr (MIXED) {
-                    const float2 power = *reinterpret_cast<const float2*>(own_powers + j / 2 * 16 + j % 2 * 2);
-#pragma unroll
-                    for (int n = 0; n < 4; n++) chain[n] *= power_down(__float_as_uint(n % 2 ? power.y : power.x));
-                }
-#pragma unroll
-                for (int n = 0; n < 4; n++) sums[i][j][n] = multiply_add(of[i].scale[n / 2], chain[n], sums[i][j][n]);
+                add_products(chain, of[i].high, of[i].low, b);
+                add_chain(chain, of[i], i, j);
             }
         }
 #endif
@@ -198,7 +196,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
             fetch(memory + slot_ahead);
             close_copies();
             const real* left = memory + slot;
-            multiply(left, left + LEFT_ROOM, constant);
+            multiply(left, left + LEFT_ROOM, constant, STEPS == 2 && (WHOLE_CHANNELS || step.channels - step.channel > CHUNK));
             slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
             advance(step);
             if (step.channel == 0 && step.path < item.end) constant = PATH[step.path].scale;
@@ -272,7 +270,17 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
 #pragma unroll
                 for (int n = 0; n < 2; n++) row[(j / 2 * 16 + j % 2 * 2 + n) * dim] = sums[i][j][2 * half + n];
         }
+    if (WARPGROUPS) fence_for_copies();
     __syncthreads();
+    if constexpr (WARPGROUPS && WHOLE_COLUMNS) {
+        // By the copy engine, a node's at once: threads that read and write them take 2 of a tile's 17 us.
+        if (t % 4 == 0 && t / 4 < count) {
+            copy_out(out + rows[t / 4] * OUT_ROW + to.out + item.column * dim, memory + t / 4 * OUT_PITCH<DIM>, COLUMNS * dim * sizeof(real));
+            close_group();
+            wait_for_groups<0>();  // shared memory must outlive its copies
+        }
+        return;
+    }
     const int wide = (WHOLE_COLUMNS ? COLUMNS : min(COLUMNS, to.columns - item.column)) * dim;
     for (int e = t * TOGETHER; e < count * COLUMNS * dim; e += THREADS * TOGETHER) {
         const int node = e / (COLUMNS * dim), at = e % (COLUMNS * dim);

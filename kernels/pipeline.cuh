@@ -54,6 +54,10 @@ __device__ __forceinline__ void copy_in_once(void* to, const void* from, unsigne
             shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(&b)), "l"(leaves_first()) : "memory");
 }
 
+__device__ __forceinline__ void copy_out(void* to, const void* from, unsigned bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes) : "memory");
+}
+
 __device__ __forceinline__ void copy_out_once(void* to, const void* from, unsigned bytes) {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(to),
                  "r"(shared_address(from)), "r"(bytes), "l"(leaves_first()) : "memory");

@@ -11,7 +11,15 @@ from comparison import accelerated, draw
 from e3nn import o3
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
-from linear_parity import IN_HALVES, OTHER_CUTS, built, check, rows_alone_and_together, scaled
+from linear_parity import (
+    IN_HALVES,
+    OTHER_CUTS,
+    built,
+    check,
+    rows_alone_and_together,
+    scaled,
+    shrinkage,
+)
 from mace_parts import node_attrs
 from slow_cases import slow_but
 
@@ -96,6 +104,14 @@ def test_sizes_of_rows_and_columns(launches: list[int]) -> None:
     errors, sizes = scaled()
     assert launches
     assert (errors <= 1e-6 * sizes).all()
+
+
+@pytest.mark.parametrize(("width", "most"), [(16, 5e-9), (64, 1.5e-8)])
+def test_errors_do_not_add_up(width: int, most: float, launches: list[int]) -> None:
+    """Of sums of one large product and of two, which lose more by rounding towards zero."""
+    shares = shrinkage(width=width)
+    assert launches
+    assert max(map(abs, shares.values())) < most, shares
 
 
 def test_what_is_not_finite_stays_in_its_row(launches: list[int]) -> None:

@@ -174,8 +174,7 @@ def time_ways(
 PARTS = {
     "copies of W": "copy_async<TOGETHER>(left + LEFT_ROOM + t * TOGETHER + e, right_from + e, TOGETHER);",
     "copies of x": "copy_async<TOGETHER>(left + node * pitch + at, valid ? from(i) : x, valid);",
-    "products": "products_of_warpgroup(chains, of.high, of.low, "
-    "reinterpret_cast<const unsigned*>(right), of.last_bit);",
+    "products": "products_of_warpgroup(chains, of.high, of.low, reinterpret_cast<const unsigned*>(right));",
 }
 """Of linear_in_halves.cuh; a kernel that lacks some of them computes nothing, and shows what the others take."""
 INSTEAD = """

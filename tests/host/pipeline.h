@@ -137,7 +137,8 @@ inline void leave(void* to, const void* from, unsigned bytes, char adds) {
 
 }  // namespace host
 
-inline void copy_out_once(void* to, const void* from, unsigned bytes) { host::leave(to, from, bytes, 0); }
+inline void copy_out(void* to, const void* from, unsigned bytes) { host::leave(to, from, bytes, 0); }
+inline void copy_out_once(void* to, const void* from, unsigned bytes) { copy_out(to, from, bytes); }
 inline void add_out(float* to, const float* from, unsigned bytes) { host::leave(to, from, bytes, 4); }
 inline void add_out(double* to, const double* from, unsigned bytes) { host::leave(to, from, bytes, 8); }
 

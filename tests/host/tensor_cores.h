@@ -125,25 +125,21 @@ typedef const unsigned* Columns;
 
 template <int ACROSS>
 Columns columns_at(const unsigned* step) { return step; }
+template <int ACROSS>
+constexpr int TO_LOW = ACROSS * 64;
 
 inline void show_tensor_cores() {}
-inline void set_last_bit(float& sum, unsigned bit) { sum = __uint_as_float(__float_as_uint(sum) | bit); }
+inline void begin_products() {}
+inline void keep_rows(unsigned (&)[2][4]) {}
 
-template <int ACROSS>
-void add_product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) {
+template <bool ADDED = true, int ACROSS>
+void product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) {
     const int lane = threadIdx.x % 32;
-    for (int j = 0; j < ACROSS; j++) multiply_halves(sums[j], left, {right[j * 32 + lane], right[(ACROSS + j) * 32 + lane]});
+    for (int j = 0; j < ACROSS; j++) {
+        if (!ADDED) sums[j][0] = sums[j][1] = sums[j][2] = sums[j][3] = 0;
+        multiply_halves(sums[j], left, {right[j * 32 + lane], right[(ACROSS + j) * 32 + lane]});
+    }
 }
 
 template <int ACROSS>
-void five_products(float (&sums)[ACROSS][4], const unsigned (&high)[2][4], const unsigned (&low)[2][4], Columns first, Columns second) {
-    for (auto& group : sums) group[0] = group[1] = group[2] = group[3] = 0;
-    add_product(sums, low[0], first);
-    add_product(sums, high[0], first + 64 * ACROSS);
-    add_product(sums, low[1], second);
-    add_product(sums, high[1], second + 64 * ACROSS);
-    add_product(sums, high[0], first);
-}
-
-template <int ACROSS>
-void one_product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) { add_product(sums, left, right); }
+void wait_for_products(float (&)[ACROSS][4]) {}
