@@ -15,8 +15,8 @@ from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPath, MatrixPaths
 from e3nn_accel.backends.cuda.linear_in_halves import Cut, LinearInHalves, least_rows
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPath, MatrixPaths
 from e3nn_accel.config import Config
 from e3nn_accel.plan import PlanContext
 

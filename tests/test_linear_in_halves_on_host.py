@@ -24,8 +24,8 @@ from mace_parts import node_attrs
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_in_halves import Cut, LinearInHalves
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.health import registry
 
 pytestmark = [

@@ -12,7 +12,8 @@ from linear_parity import CASES, built, check, rows_alone_and_together, shrinkag
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import CudaBackend, indexed_linear_launch
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.indexed_linear_tables import LinearTables
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import LinearDescriptor
 from e3nn_accel.patches.linear import e3nn_accel_describe
@@ -62,7 +63,7 @@ def test_shared_memory_of_any_device(irreps: str) -> None:
     paths = MatrixPaths.of_linear(descriptor)
     assert isinstance(paths, MatrixPaths)
     taken = [
-        side.shared("double", of_weights, few)
+        LinearTables(side, "double", of_weights, few).shared
         for side in (paths, paths.turned)
         for of_weights, few in ((False, False), (False, True), (True, False))
     ]

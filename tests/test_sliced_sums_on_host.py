@@ -16,7 +16,8 @@ from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, indexed_linear_tables
 from e3nn_accel.backends.cuda.indexed_linear_layout import STEPS_TO_CUT, slices_of
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.indexed_linear_tables import LinearTables
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.descriptor import LinearDescriptor, TensorProductDescriptor
 from e3nn_accel.health import registry
 
@@ -107,7 +108,7 @@ def test_order_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rule(irreps: tuple[str, str], rows: int, slices: int) -> None:
     """As many blocks as a device keeps busy, of sums that are long."""
     side = paths(*irreps)
-    kernels = indexed_linear_launch._Rows.of(side, "float", few=True)
+    kernels = indexed_linear_launch._Rows.of(LinearTables(side, "float", few=True))
     assert kernels.sliced == (kernels.steps >= STEPS_TO_CUT)
     found = slices_of(kernels.blocks(rows), kernels.steps, H200) if kernels.sliced else 1
     assert found == slices
@@ -122,20 +123,23 @@ def test_short_sums_know_nothing_of_slices() -> None:
     """Their kernels are what they were: a launch of few rows is mostly its beginning and its end."""
     for irreps, sliced in ((("128x0e", "64x0e"), False), (("1280x0e", "64x0e"), True)):
         side = paths(*irreps)
-        assert not side.is_sliced(few=False)
-        assert ("SLICED" in side.header("float", False, True, None)) == sliced
-        assert side.is_sliced(few=True) == sliced
+        assert not LinearTables(side, "float").sliced
+        of_few = LinearTables(side, "float", few=True)
+        assert of_few.sliced == sliced
+        assert ("SLICED" in of_few.header()) == sliced
 
 
 def test_blocks_that_have_something_to_do() -> None:
     """Of a species, tiles may be cut short; of rows that aren't told apart, the last one alone."""
-    linear = indexed_linear_launch._Rows.of(paths("4x0e+4x1o", "4x0e+70x1o"), "float", few=True)
+    tables = LinearTables(paths("4x0e+4x1o", "4x0e+70x1o"), "float", few=True)
+    linear = indexed_linear_launch._Rows.of(tables)
     assert linear.blocks(72) == 3 + 2 * 8
     descriptor = registry().describe(product(("4x0e", "3x0e", "4x0e")), "tensor_product")
     assert isinstance(descriptor, TensorProductDescriptor)
     indexed = MatrixPaths.of(descriptor)
     assert isinstance(indexed, MatrixPaths)
-    assert indexed_linear_launch._Rows.of(indexed, "float", few=True).blocks(72) == 2 + 4
+    of_indexed = indexed_linear_launch._Rows.of(LinearTables(indexed, "float", few=True))
+    assert of_indexed.blocks(72) == 2 + 4
 
 
 def paths(*irreps: str) -> MatrixPaths:

@@ -8,7 +8,7 @@ python tests/gpu/tune_linear.py slices float32                       of few rows
 python tests/gpu/tune_linear.py parts float32                        by halves, without copies, without products
 python tests/gpu/tune_linear.py species float32                      both ways, of 100 to 1000 rows of a species
 
-What `MatrixPaths.layout` and `cut_of` say of an H100 was found by this. Times are the device's own, of calls
+What `layout_of` and `cut_of` say of an H100 was found by this. Times are the device's own, of calls
 replayed by a CUDA graph; errors are relative, against the first layout's result.
 """
 
@@ -35,8 +35,8 @@ from e3nn_accel.backends.cuda import (
 )
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_layout import TILE, Layout
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_in_halves import Cut, LinearInHalves
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config, Precision
 from e3nn_accel.descriptor import LinearDescriptor, TensorProductDescriptor
@@ -233,14 +233,14 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
     case = CASES[name]
     if int(rows or 0):
         case = case._replace(rows=int(rows))
-    exact, stock = {}, MatrixPaths.layout
+    exact, stock = {}, indexed_linear_tables.layout_of
     for layout in LAYOUTS_OF_DOUBLES if dtype == torch.float64 else LAYOUTS:
 
         def this(
             paths: MatrixPaths,
             bytes_each: int,
             of_weights: bool,
-            few: bool = False,
+            few: bool,
             one: Layout = layout,
         ) -> Layout:
             if dtype == torch.float64 and (few or of_weights):
@@ -248,7 +248,7 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
             return one._replace(rows=TILE) if of_weights else one
 
         tiles_of_tf32 = mock.patch.object(LinearInHalves, "takes", return_value=False)
-        with tiles_of_tf32, mock.patch.object(MatrixPaths, "layout", this):
+        with tiles_of_tf32, mock.patch.object(indexed_linear_tables, "layout_of", this):
             time_kinds(case, dtype, precision, exact, layout)
     if dtype == torch.float32 and precision == "float32":
         for cut in CUTS:

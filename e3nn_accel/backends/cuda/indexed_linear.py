@@ -10,7 +10,7 @@ import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_early
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.species import SpeciesSort
 from e3nn_accel.backends.torch import tensor_product
 from e3nn_accel.descriptor import TensorProductDescriptor

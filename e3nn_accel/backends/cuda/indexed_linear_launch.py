@@ -8,8 +8,9 @@ import torch
 
 from e3nn_accel.availability import architecture_of
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, rounded_to, slices_of
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.indexed_linear_tables import LinearTables
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves, least_rows
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.share_sums import ShareSums
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
@@ -63,16 +64,14 @@ class _Rows(NamedTuple):
     shared: int
 
     @classmethod
-    def of(cls, side: MatrixPaths, real: str, few: bool) -> _Rows:
-        """Of kernels for numbers of this type."""
-        bytes_each = 8 if real == "double" else 4
-        layout = side.layout(bytes_each, of_weights=False, few=few)
+    def of(cls, tables: LinearTables) -> _Rows:
+        """Of the kernel with these tables."""
+        side, layout = tables.paths, tables.layout
         pairs, row, items = layout.rows, side.out_row, side.row_items(layout.columns)
         by_dim = tuple((pairs // dim, here) for dim, _, here in side.items_by_dim(layout.columns))
         return cls(
             row, side.covered == row, len(items), pairs // side.widest, side.species + 1, by_dim,
-            side.is_sliced(few), max(map(side.steps, items)), (layout.threads, 1, 1),
-            side.shared(real, of_weights=False, few=few),
+            tables.sliced, max(map(side.steps, items)), (layout.threads, 1, 1), tables.shared,
         )  # fmt: skip
 
     def blocks(self, rows: int) -> int:
@@ -114,14 +113,13 @@ class IndexedLinearKernels:
         self.rounded_to = rounded_to(context)
         self.sides = {"forward": paths, "to_input": paths.turned}
         self._rows = {
-            (kind, few): _Rows.of(side, self.real, few)
+            (kind, few): _Rows.of(LinearTables(side, self.real, few=few))
             for kind, side in self.sides.items()
             for few in (False, True)
         }
         self._tiles = len(paths.weight_items())
-        layout = paths.layout(context.dtype.itemsize, of_weights=True)
-        self._block = (layout.threads, 1, 1)
-        self._shared = paths.shared(self.real, of_weights=True)
+        of_weights = LinearTables(paths, self.real, of_weights=True)
+        self._block, self._shared = (of_weights.layout.threads, 1, 1), of_weights.shared
         architecture = context.architecture or architecture_of(context.device)
         halved = self.real == "float" and not self.rounded_to
         self._halves = {
@@ -132,7 +130,7 @@ class IndexedLinearKernels:
         self._slices = {
             kind: ShareSums(side.out_row, self.real, context.dtype.itemsize, context.config)
             for kind, side in self.sides.items()
-            if side.is_sliced(few=True)
+            if LinearTables(side, self.real, few=True).sliced
         }
         # of a single matrix all that aren't few are taken by halves, if any are
         self._ways: list[Way] = ["many"] if paths.species or not self._halves else []
@@ -164,7 +162,7 @@ class IndexedLinearKernels:
             f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{real}",
             f"{entry}.cu",
             (entry,),
-            side.header(self.real, kind == "to_weight", few, self.rounded_to),
+            LinearTables(side, self.real, kind == "to_weight", few).header(self.rounded_to),
             ("TRANSPOSED=1",) if kind == "to_input" else (),
             description=self.description,
         )

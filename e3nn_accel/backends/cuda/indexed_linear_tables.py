@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
-from typing import NamedTuple
-
-import numpy as np
+from functools import cached_property
 
 from e3nn_accel.backends.cuda.indexed_linear_layout import (
     DEPTH,
@@ -15,311 +12,143 @@ from e3nn_accel.backends.cuda.indexed_linear_layout import (
     Layout,
     pitch,
 )
-from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each, offset_of
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
+from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each
 from e3nn_accel.config import Precision
-from e3nn_accel.descriptor import (
-    LinearDescriptor,
-    ProductPath,
-    TensorProductDescriptor,
-)
-from e3nn_accel.irreps import dim_of
-from e3nn_accel.launch import COPY_BYTES
-
-MOST_PATHS = 1600
-"""Of a table, which is text that a compiler reads; with feature columns there is a path from each to each."""
-HIGHEST_DEGREE = 7
-"""Components of a node have to fit in the 16 rows that the gradient of the weights sums at a time."""
 
 
-class MatrixPath(NamedTuple):
-    """A path as the kernels have it: where rows and weights are.
+def layout_of(paths: MatrixPaths, bytes_each: int, of_weights: bool, few: bool) -> Layout:
+    """Found by tests/gpu/tune_linear.py on an H100; ``few`` rows are cut finely, for a warp to have less to do."""
+    if few:
+        return Layout(TILE // 2, 2)
+    if bytes_each == 8:
+        return _layout_of_doubles(paths, of_weights)
+    if paths.scattered(bytes_each):
+        return Layout(TILE, 2)
+    if of_weights or paths.species:  # species cut tiles short
+        return Layout(TILE, 3)
+    return Layout(2 * TILE, 2)
 
-    Attributes:
-        into, out: Where its blocks start in rows of the input and the output.
-        channels, columns: Of the input and the output.
-        dim: Components of a channel.
-        weight: Where its weights start.
-        scale: The constant of the path.
-    """
 
-    into: int
-    channels: int
-    out: int
-    columns: int
-    dim: int
-    weight: int
-    scale: float
-
-    @property
-    def turned(self) -> MatrixPath:
-        """From the output to the input."""
-        return MatrixPath(
-            self.out, self.columns, self.into, self.channels, self.dim, self.weight, self.scale
-        )
+def _layout_of_doubles(paths: MatrixPaths, of_weights: bool) -> Layout:
+    """Tiles of 128 columns read less for what they multiply; of 64 where half would be empty, or cut short."""
+    scattered = paths.scattered(8)
+    if of_weights or scattered:
+        return Layout(TILE, 2, stages=2 if scattered else 3)
+    if paths.species or not paths.whole("columns", 2 * TILE):
+        return Layout(TILE, 3, stages=3)
+    return Layout(TILE, 2, columns=2 * TILE, stages=3)
 
 
 @dataclass(frozen=True)
-class MatrixPaths:
-    """All paths of an operation.
+class LinearTables:
+    """Of a kernel of rows, many or ``few``, or of the gradient of weights.
 
     Attributes:
-        species: How many matrices each has; 0 where rows aren't told apart, for the single one of ``o3.Linear``.
-        weights: In all.
-        transposed: Whether in and out have been exchanged: a row of weights then is one of ``channels``.
+        paths: From what is read to what is written.
+        real: "float" or "double".
     """
 
-    paths: tuple[MatrixPath, ...]
-    in_row: int
-    out_row: int
-    species: int
-    weights: int
-    transposed: bool = False
-
-    @classmethod
-    def of_linear(cls, d: LinearDescriptor) -> MatrixPaths | str:
-        """Of an ``o3.Linear`` without columns or biases and with weights that rows share; or why it has no kernel."""
-        paths, weight = [], 0
-        for p in d.paths:
-            if p.i_in == -1:
-                continue
-            if 0 not in p.path_shape:
-                first, last = d.irreps_in[p.i_in], d.irreps_out[p.i_out]
-                paths.append(
-                    MatrixPath(
-                        offset_of(d.irreps_in, p.i_in), first.mul,
-                        offset_of(d.irreps_out, p.i_out), last.mul, first.ir_dim, weight, p.path_weight,
-                    )
-                )  # fmt: skip
-            weight += prod(p.path_shape)
-        return cls._checked(paths, dim_of(d.irreps_in), dim_of(d.irreps_out), 0, weight)
-
-    @classmethod
-    def of(cls, d: TensorProductDescriptor) -> MatrixPaths | str:
-        """Of a product that `species_linear.applies` to; or why there is no kernel for it."""
-        paths, weight = [], 0
-        for p in d.paths:
-            if 0 not in p.path_shape:
-                first, last = d.irreps_in1[p.i_in1], d.irreps_out[p.i_out]
-                scale = _scale(p)
-                if scale is None:
-                    return "constants of a path are not a multiple of the identity"
-                paths.append(
-                    MatrixPath(
-                        offset_of(d.irreps_in1, p.i_in1), first.mul,
-                        offset_of(d.irreps_out, p.i_out), last.mul, first.ir_dim, weight, scale,
-                    )
-                )  # fmt: skip
-            weight += prod(p.path_shape)
-        species = d.irreps_in2[0].mul
-        return cls._checked(paths, dim_of(d.irreps_in1), dim_of(d.irreps_out), species, weight)
-
-    @classmethod
-    def _checked(
-        cls, paths: list[MatrixPath], in_row: int, out_row: int, species: int, weights: int
-    ) -> MatrixPaths | str:
-        if not paths:
-            return "no path contributes anything"
-        degree = max(path.dim for path in paths) // 2
-        if degree > HIGHEST_DEGREE:
-            return f"degree {degree}, the kernels go to {HIGHEST_DEGREE}"
-        if weights >= 1 << 31:
-            return f"{weights} weights, the kernels count to 2^31"
-        if len(paths) > MOST_PATHS:
-            return f"{len(paths)} paths, tables hold {MOST_PATHS}"
-        return cls(tuple(paths), in_row, out_row, species, weights)
+    paths: MatrixPaths
+    real: str
+    of_weights: bool = False
+    few: bool = False
 
     @property
-    def turned(self) -> MatrixPaths:
-        """The gradient of the input."""
-        paths = tuple(path.turned for path in self.paths)
-        return MatrixPaths(
-            paths, self.out_row, self.in_row, self.species, self.weights, not self.transposed
-        )
+    def bytes_each(self) -> int:
+        """Of a number."""
+        return 8 if self.real == "double" else 4
 
-    @property
-    def by_output(self) -> tuple[MatrixPath, ...]:
-        """Paths into a block side by side, else as they came."""
-        return tuple(sorted(self.paths, key=lambda path: path.out))
+    @cached_property
+    def layout(self) -> Layout:
+        """How the kernel is cut."""
+        return layout_of(self.paths, self.bytes_each, self.of_weights, self.few)
 
-    @property
-    def covered(self) -> int:
-        """Components of the output that some path reaches."""
-        return sum({path.out: path.columns * path.dim for path in self.paths}.values())
+    @cached_property
+    def sliced(self) -> bool:
+        """Whether the kernel can share a sum among blocks: the others are faster for not knowing how."""
+        longest = max(map(self.paths.steps, self.paths.row_items()), default=0)
+        return self.few and longest >= STEPS_TO_CUT
 
-    @property
-    def widest(self) -> int:
-        """Components of a channel, at most."""
-        return max(path.dim for path in self.paths)
-
-    def row_items(self, tile: int = TILE) -> list[tuple[int, int, int]]:
-        """(first path, end, first column) of each block of a tile, so many columns of an output block.
-
-        Those of fewer components come first.
-        """
-        paths, items = self.by_output, []
-        for n, path in enumerate(paths):
-            if n and paths[n - 1].out == path.out:
-                continue
-            end = n + sum(other.out == path.out for other in paths)
-            items += [(n, end, column) for column in range(0, path.columns, tile)]
-        return sorted(items, key=lambda item: paths[item[0]].dim)
-
-    def items_by_dim(self, tile: int = TILE) -> list[tuple[int, int, int]]:
-        """(components, its first item, how many it has) for each number of components of a channel."""
-        dims = [self.by_output[first].dim for first, _, _ in self.row_items(tile)]
-        return [(dim, dims.index(dim), dims.count(dim)) for dim in sorted(set(dims))]
-
-    def steps(self, item: tuple[int, int, int]) -> int:
-        """Of the sum that a block of `row_items` walks along."""
-        first, end, _ = item
-        return sum(-(-path.channels // DEPTH) for path in self.by_output[first:end])
-
-    def is_sliced(self, few: bool) -> bool:
-        """Whether its kernel can share a sum among blocks: the others are faster for not knowing how."""
-        return few and max(map(self.steps, self.row_items()), default=0) >= STEPS_TO_CUT
-
-    def weight_items(self) -> list[tuple[int, int, int]]:
-        """(path, first u, first w) of each tile of weights, those that take longest first."""
-        longest_first = sorted(enumerate(self.by_output), key=lambda one: -one[1].dim)
-        return [
-            (n, u, w)
-            for n, path in longest_first
-            for u in range(0, path.channels, TILE)
-            for w in range(0, path.columns, TILE)
-        ]
-
-    def copies(self, bytes_each: int) -> dict[str, int]:
-        """How many numbers of input, output and weights lie together, aligned, wherever a copy of them begins."""
-        most = COPY_BYTES // bytes_each
-        whole = {
-            "X_COPY": [self.in_row, *(p.into for p in self.paths)],
-            "OUT_COPY": [self.out_row, *(p.out for p in self.paths)],
-            "W_COPY": [
-                n
-                for p in self.paths
-                for n in (p.weight, p.channels if self.transposed else p.columns)
-            ],
-        }
-        return {name: 1 if any(n % most for n in at) else most for name, at in whole.items()}
-
-    def layout(self, bytes_each: int, of_weights: bool, few: bool = False) -> Layout:
-        """Found by tests/gpu/tune_linear.py on an H100; ``few`` rows are cut finely, for a warp to have less to do."""
-        if few:
-            return Layout(TILE // 2, 2)
-        if bytes_each == 8:
-            return self._layout_of_doubles(of_weights)
-        if self._scattered(bytes_each):
-            return Layout(TILE, 2)
-        if of_weights or self.species:  # species cut tiles short
-            return Layout(TILE, 3)
-        return Layout(2 * TILE, 2)
-
-    def _layout_of_doubles(self, of_weights: bool) -> Layout:
-        """Tiles of 128 columns read less for what they multiply; of 64 where half would be empty, or cut short."""
-        scattered = self._scattered(8)
-        if of_weights or scattered:
-            return Layout(TILE, 2, stages=2 if scattered else 3)
-        if self.species or not self.whole("columns", 2 * TILE):
-            return Layout(TILE, 3, stages=3)
-        return Layout(TILE, 2, columns=2 * TILE, stages=3)
-
-    def pitches(self, bytes_each: int, of_weights: bool, few: bool = False) -> dict[int, int]:
+    @cached_property
+    def pitches(self) -> dict[int, int]:
         """From one node's numbers in shared memory to the next's, by components of a channel."""
-        rows = self.layout(bytes_each, of_weights, few).rows
-        dims = sorted({p.dim for p in self.paths})
-        return {dim: pitch(dim, bytes_each, of_weights, tile=rows) for dim in dims}
+        dims = sorted({path.dim for path in self.paths.paths})
+        tile = self.layout.rows
+        return {dim: pitch(dim, self.bytes_each, self.of_weights, tile=tile) for dim in dims}
 
-    def left_room(self, bytes_each: int, of_weights: bool, few: bool = False) -> int:
+    @property
+    def left_room(self) -> int:
         """Numbers of the nodes of a slot."""
-        nodes = DEPTH if of_weights else self.layout(bytes_each, of_weights, few).rows
-        pitches = self.pitches(bytes_each, of_weights, few)
-        return -(-max(nodes // dim * n for dim, n in pitches.items()) // 4) * 4
+        nodes = DEPTH if self.of_weights else self.layout.rows
+        return -(-max(nodes // dim * n for dim, n in self.pitches.items()) // 4) * 4
 
-    def shared(self, real: str, of_weights: bool, few: bool = False) -> int:
+    @property
+    def shared(self) -> int:
         """Bytes of dynamic shared memory of a block: float64's ring, or results on their way out."""
-        if real != "double":
+        if self.real != "double":
             return 0
-        layout, room = self.layout(8, of_weights, few), self.left_room(8, of_weights, few)
-        if of_weights:
+        layout, room = self.layout, self.left_room
+        if self.of_weights:
             return 8 * layout.stages * 2 * room
-        ring = layout.stages * (room + layout.right_room(self.transposed))
+        ring = layout.stages * (room + layout.right_room(self.paths.transposed))
         return 8 * max(ring, layout.rows * (layout.columns + 4))
 
-    def one_scale(self) -> bool:
-        """Whether all paths into a block of the output have the same constant."""
-        return len({(path.out, path.scale) for path in self.paths}) == len(
-            {path.out for path in self.paths}
-        )
-
-    def _scattered(self, bytes_each: int) -> bool:
-        """Whether something is copied number by number, which is much to keep track of."""
-        return 1 in self.copies(bytes_each).values()
-
-    def whole(self, what: str, tile: int) -> int:
-        """1 where all paths' channels, or columns, fill tiles."""
-        return int(all(getattr(path, what) % tile == 0 for path in self.paths))
-
-    def header(
-        self, real: str, of_weights: bool, few: bool = False, precision: Precision | None = None
-    ) -> str:
+    def header(self, precision: Precision | None = None) -> str:
         """The text of ``plan.cuh``."""
-        fields = "path, u, w" if of_weights else "first, end, column"
-        bytes_each = 8 if real == "double" else 4
-        layout = self.layout(bytes_each, of_weights, few)
-        columns = layout.columns
-        of_rows = self.row_items(columns)
-        items: list[tuple[int, ...]] = [*(self.weight_items() if of_weights else of_rows)]
-        if self.is_sliced(few):
-            items = [(*item, self.steps(item)) for item in of_rows]
-            fields += ", steps"
-        pitches = self.pitches(bytes_each, of_weights, few)
-        by_dim = [(dim,) for dim in pitches] if of_weights else self.items_by_dim(columns)
+        paths, layout = self.paths, self.layout
+        columns, room = layout.columns, "NODE_ROOM" if self.of_weights else "LEFT_ROOM"
+        fields, items = self._items(columns)
+        by_dim = (
+            [(dim,) for dim in self.pitches] if self.of_weights else paths.items_by_dim(columns)
+        )
+        depth = TILE if self.of_weights else DEPTH
         lines = [
-            f"#define REAL {real}",
+            f"#define REAL {self.real}",
             *([f"#define CORES RoundedTo{precision.capitalize()}"] if precision else []),
             *defines(
                 {
-                    "IN_ROW": self.in_row,
-                    "OUT_ROW": self.out_row,
-                    "SPECIES": max(1, self.species),
-                    "SORTED": int(self.species > 0),
-                    "WEIGHTS": self.weights,
-                    **({"ITEMS": len(items)} if of_weights else {}),
+                    "IN_ROW": paths.in_row,
+                    "OUT_ROW": paths.out_row,
+                    "SPECIES": max(1, paths.species),
+                    "SORTED": int(paths.species > 0),
+                    "WEIGHTS": paths.weights,
+                    **({"ITEMS": len(items)} if self.of_weights else {}),
                     "ROWS": layout.rows,
                     "BLOCKS": layout.blocks,
-                    **({"SLICED": 1} if self.is_sliced(few) else {}),
-                    "WHOLE_CHANNELS": self.whole("channels", TILE if of_weights else DEPTH),
-                    "WHOLE_COLUMNS": self.whole("columns", columns),
-                    "NODE_ROOM" if of_weights else "LEFT_ROOM": self.left_room(
-                        bytes_each, of_weights, few
-                    ),
-                    **self.copies(bytes_each),
-                    **(self._of_doubles(layout) if bytes_each == 8 else {}),
+                    **({"SLICED": 1} if self.sliced else {}),
+                    "WHOLE_CHANNELS": paths.whole("channels", depth),
+                    "WHOLE_COLUMNS": paths.whole("columns", columns),
+                    room: self.left_room,
+                    **paths.copies(self.bytes_each),
+                    **(self._of_doubles() if self.real == "double" else {}),
                 }
             ),
             "struct Path { int in, channels, out, columns, dim, weight; REAL scale; };",
             f"struct Item {{ int {fields}; }};",
-            array("Path", "PATH", list(self.by_output)),
+            array("Path", "PATH", list(paths.by_output)),
             "template <int DIM> constexpr int PITCH = 0;",
-            *(f"template <> constexpr int PITCH<{dim}> = {n};" for dim, n in pitches.items()),
+            *(f"template <> constexpr int PITCH<{dim}> = {n};" for dim, n in self.pitches.items()),
             for_each("DIMS", by_dim),
             array("Item", "ITEM", items),
         ]
         return "\n".join(lines) + "\n"
 
-    def _of_doubles(self, layout: Layout) -> dict[str, int]:
+    def _items(self, columns: int) -> tuple[str, list[tuple[int, ...]]]:
+        """What blocks are told, by name, and of each."""
+        if self.of_weights:
+            return "path, u, w", [*self.paths.weight_items()]
+        items = self.paths.row_items(columns)
+        if self.sliced:
+            return "first, end, column, steps", [(*item, self.paths.steps(item)) for item in items]
+        return "first, end, column", [*items]
+
+    def _of_doubles(self) -> dict[str, int]:
+        layout = self.layout
         return {
             "COLUMNS": layout.columns,
             "WARPS_DOWN": layout.down,
             "WARPS_ACROSS": layout.across,
             "STAGES": layout.stages,
-            "ONE_SCALE": int(self.one_scale()),
+            "ONE_SCALE": int(self.paths.one_scale()),
         }
-
-
-def _scale(path: ProductPath) -> float | None:
-    """What the path's constants are times the identity, if they are."""
-    matrix = (path.coupling.dense() * path.path_weight).squeeze(1)
-    scale = float(matrix[0, 0])
-    square = matrix.shape[0] == matrix.shape[1]
-    return scale if square and np.array_equal(matrix, scale * np.eye(len(matrix))) else None

@@ -13,8 +13,8 @@ import torch
 from e3nn_accel.backends.cuda import tensor_product
 from e3nn_accel.backends.cuda.indexed_linear_launch import ALIKE, IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_early
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
 from e3nn_accel.backends.cuda.linear_forms import as_product, without_columns
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.descriptor import LinearDescriptor
 from e3nn_accel.irreps import dim_of
 from e3nn_accel.layout import flat, flat_rows, unflat

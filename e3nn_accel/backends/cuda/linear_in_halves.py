@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, pitch
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each
 from e3nn_accel.branches import early
 from e3nn_accel.compile import KernelProgram

@@ -10,7 +10,7 @@ import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_layout import products_in, too_early
-from e3nn_accel.backends.cuda.indexed_linear_tables import MatrixPaths
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.radial_mlp_kernels import RadialMlpKernels, too_large
 from e3nn_accel.backends.torch.radial_mlp import activated, run_layers
 from e3nn_accel.branches import beside
