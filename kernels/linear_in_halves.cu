@@ -17,7 +17,7 @@
 // warp a quarter of the rows and all columns, so that a number of x is cut once in a block. x comes to shared memory as in
 // indexed_linear.cu (a row of the tile is a component, its numbers DIM apart, PITCH keeps banks apart), W's pairs beside
 // it, 16 bytes for each lane. Scalars are written from registers, in full sectors; else results leave mul_ir
-// through shared memory.
+// through shared memory, of whole tiles on Hopper by the copy engine.
 // Bytes, 4 to a number: 4 N (x + out), x again for further columns and W once a tile from the second-level cache, for the
 // blocks of a tile of nodes are neighbours in the grid; 8 W for cutting it.
 //
