@@ -100,7 +100,7 @@ __device__ __forceinline__ void leave_last(Leaving& leaving, Stage& s, real* dx,
 }
 
 __device__ __forceinline__ void finish_edge(Stage& s, int slot) {
-    fence_for_copies();
+    fence_for_engines();
     done_with(s.ring, slot);
 }
 

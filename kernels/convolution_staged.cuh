@@ -102,7 +102,7 @@ __device__ __forceinline__ void start(Stage& s, const Rows& rows, const int* ord
     if (threadIdx.x == 0)
         for (int i = 0; i < SLOTS; i++) barrier_init(s.ring.full[i], 1), barrier_init(s.ring.done[i], EVERY_THREAD_ARRIVES ? THREADS : WARPS);
     load_ids(s.ids, order, senders, begin, end, 0);
-    fence_for_copies();
+    fence_for_engines();
     __syncthreads();
     if (threadIdx.x == 0)
         for (int n = 0; n < SLOTS && n < EDGES && begin + n < end; n++) ask_for(s.ring, n, rows, s.ids, n);
@@ -170,7 +170,7 @@ __device__ __forceinline__ void write_outputs(Stage& s, real* out, const real (&
     real* row = reinterpret_cast<real*>(s.ring.slots);
     UNROLL for (int k = 0; k < OUT_COMPONENTS; k++)
         if (ACTIVE(OUT_ROW[k].mul)) row[OUT_ROW[k].offset + u * OUT_ROW[k].stride] = sums[k];
-    fence_for_copies();
+    fence_for_engines();
     __syncthreads();
     if (threadIdx.x == 0) {
         copy_out_once(out + node * OUT_ROW_SIZE, row, OUT_ROW_SIZE * sizeof(real));

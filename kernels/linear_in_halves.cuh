@@ -191,7 +191,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
         }
         while (step.path < item.end) {
             wait_for_copies<STAGES - 2>();
-            if (WARPGROUPS) show_tensor_cores();
+            if (WARPGROUPS) fence_for_engines();  // W, which tensor cores read themselves
             __syncthreads();
             fetch(memory + slot_ahead);
             close_copies();
@@ -270,7 +270,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
 #pragma unroll
                 for (int n = 0; n < 2; n++) row[(j / 2 * 16 + j % 2 * 2 + n) * dim] = sums[i][j][2 * half + n];
         }
-    if (WARPGROUPS) fence_for_copies();
+    if (WARPGROUPS) fence_for_engines();
     __syncthreads();
     if constexpr (WARPGROUPS && WHOLE_COLUMNS) {
         // By the copy engine, a node's at once: threads that read and write them take 2 of a tile's 17 us.

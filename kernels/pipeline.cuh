@@ -17,8 +17,8 @@ __device__ __forceinline__ void barrier_init(Barrier& b, unsigned arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&b)), "r"(arrivals) : "memory");
 }
 
-// Makes initialised barriers and values written to shared memory visible to the copy engine.
-__device__ __forceinline__ void fence_for_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Makes initialised barriers and what this thread wrote to shared memory visible to the copy engine, and to a warpgroup's tensor cores.
+__device__ __forceinline__ void fence_for_engines() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ __forceinline__ void arrive(Barrier& b) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&b)) : "memory");

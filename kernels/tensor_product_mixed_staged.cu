@@ -203,7 +203,7 @@ __device__ __forceinline__ void all_rows(const Inputs& in, const Weights& weight
     const int t = threadIdx.x, count = (int)((rows - blockIdx.x + gridDim.x - 1) / gridDim.x);
     if (t == 0) {
         for (int i = 0; i < SLOTS; i++) barrier_init(s.full[i], 1);
-        fence_for_copies();
+        fence_for_engines();
         for (int n = 0; n < SLOTS && n < count; n++) ask_for(s, n, weights, n);
     }
     Operands operands(in);
@@ -242,7 +242,7 @@ __device__ __forceinline__ void all_rows(const Inputs& in, const Weights& weight
 #endif
         if (n + 1 < count) operands.keep(s, n + 1);
 #if WANT_W
-        fence_for_copies();
+        fence_for_engines();
 #endif
         __syncthreads();
         if (t == 0) turn_over(s, turn, weights, n, count);

@@ -31,9 +31,6 @@ __device__ __forceinline__ Columns columns_at(const unsigned* step) {
 template <int ACROSS>
 constexpr int TO_LOW = ACROSS * 16;
 
-// Makes what this thread copied to shared memory visible to tensor cores, after a barrier.
-__device__ __forceinline__ void show_tensor_cores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
 #define GROUP(J) "+f"(s[J][0]), "+f"(s[J][1]), "+f"(s[J][2]), "+f"(s[J][3])
 #define GROUPS_8(J) GROUP(J), GROUP(J + 1), GROUP(J + 2), GROUP(J + 3), GROUP(J + 4), GROUP(J + 5), GROUP(J + 6), GROUP(J + 7)
 #define NAMES_32                                                                                                      \

@@ -92,7 +92,7 @@ inline void barrier_init(::Barrier& b, unsigned arrivals) {
     std::memcpy(&b.state, &turn, sizeof turn);
 }
 
-inline void fence_for_copies() {}
+inline void fence_for_engines() {}
 
 inline void arrive(::Barrier& b) {
     host::change(b, [](host::Turn& turn) { turn.pending--; });

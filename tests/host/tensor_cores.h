@@ -128,7 +128,6 @@ Columns columns_at(const unsigned* step) { return step; }
 template <int ACROSS>
 constexpr int TO_LOW = ACROSS * 64;
 
-inline void show_tensor_cores() {}
 inline void begin_products() {}
 inline void keep_rows(unsigned (&)[2][4]) {}
 
