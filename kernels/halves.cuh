@@ -4,7 +4,7 @@
 // multiplied by a power of two that takes the largest of them to between 2^14 and 2^15. Those below 2^-16 of it have
 // fewer: low ends at 2^-24. What is left out, low times low, is some 2^-23 of a product, of either sign. Tensor cores round
 // sums towards zero, which has the sum's sign and adds up; so, as in tensor_cores.cuh, sums are short, are added up by the
-// caller, and have a bit set, here at their end alone, so that nobody waits for a sum in the middle (Lost).
+// caller, and have a bit set, here when all have been added (Lost).
 //
 // Lane l has, with g = l / 4 and t = l % 4, of the left tile rows g and g + 8 (n % 2), columns t and t + 4 (n / 2 = 0) or
 // t + 8 and t + 12 as number n; of the right tile the same rows of column g; of the result rows g and g + 8 (n / 2) and columns
@@ -60,17 +60,22 @@ __device__ __forceinline__ float power_up(unsigned exponent) { return __uint_as_
 // What products of numbers that were taken up are multiplied by: of these, and of others to the same height.
 __device__ __forceinline__ float power_down(unsigned exponent) { return __uint_as_float(exponent - 28 * ONE_POWER); }
 
-// Of the largest of a row's numbers, of which this lane has four of each 16.
+// Of the largest of each of this lane's two rows' numbers, of which it has four of each 16.
 template <int STEPS>
-__device__ __forceinline__ unsigned exponent_of_row(const float (&x)[STEPS][4]) {
-    float most = 0;
+__device__ __forceinline__ void exponents_of_rows(const float (&x)[2][STEPS][4], unsigned (&exponents)[2]) {
+    unsigned both = 0;  // side by side
 #pragma unroll
-    for (int step = 0; step < STEPS; step++)
+    for (int row = 0; row < 2; row++) {
+        float most = 0;
 #pragma unroll
-        for (int n = 0; n < 4; n++) most = fmaxf(most, fabsf(x[step][n]));
-    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-    return exponent_of(most);
+        for (int step = 0; step < STEPS; step++)
+            most = fmaxf(most, fmaxf(fmaxf(fabsf(x[row][step][0]), fabsf(x[row][step][1])), fmaxf(fabsf(x[row][step][2]), fabsf(x[row][step][3]))));
+        both |= __float_as_uint(most) / ONE_POWER << 16 * row;
+    }
+    both = __vmaxu2(both, __shfl_xor_sync(0xffffffffu, both, 1));
+    both = __vmaxu2(both, __shfl_xor_sync(0xffffffffu, both, 2));
+#pragma unroll
+    for (int row = 0; row < 2; row++) exponents[row] = max((both >> 16 * row & 255) * ONE_POWER, LEAST);
 }
 
 // Cuts this lane's four of 16 numbers of its first or second row.
@@ -92,22 +97,26 @@ __device__ __forceinline__ void add_products(float (&sum)[4], const unsigned (&h
     for (int step = 0; step < STEPS; step++) multiply_halves(sum, high[step], b[step].high);
 }
 
-// What rounding towards zero lost of a sum is made up for at its end. Its last bit, which a random sum has in one of two cases, makes
-// it larger by half of that on average, if it is set: as much as one large product lost. Two lost 3/4, for the first had a smaller sum;
-// so where there were two, one of four columns has the bit before set, which makes it larger by one, and not the last.
+// What rounding towards zero lost of short sums is made up for once, at the end of the sum of them all, which is smaller by as large a
+// part. Its last bit, which a random sum has in one of two cases, makes it larger by half of that on average, if it is set: as much as one
+// large product lost. Two lost 3/4, for the first had a smaller sum; so where short sums had two, one of four columns has the bit before
+// set, which makes it larger by one, and not the last.
 struct Lost {
     unsigned last[2], before[2];  // bits, of each of the lane's rows
 };
 
-// Where one of a row's low parts isn't zero. Sums of others, as of one-hot scalars, fit, and are left alone; each row for itself, so that
-// what comes of it is the same whichever rows lie beside it.
+// What of these low parts isn't zero, in `any`, for each of the lane's rows.
 template <int STEPS>
-__device__ __forceinline__ Lost lost_bits(const unsigned (&low)[STEPS][4], bool two_products) {
-    unsigned any[2] = {};
+__device__ __forceinline__ void gather_low(const unsigned (&low)[STEPS][4], unsigned (&any)[2]) {
 #pragma unroll
     for (int step = 0; step < STEPS; step++)
 #pragma unroll
         for (int n = 0; n < 4; n++) any[n % 2] |= low[step][n];
+}
+
+// Where one of a row's low parts isn't zero. Sums of others, as of one-hot scalars, fit, and are left alone; each row for itself, so that
+// what comes of it is the same whichever rows lie beside it.
+__device__ __forceinline__ Lost lost_bits(const unsigned (&any)[2], bool two_products) {
     Lost bits;
     vote_by_row(any[0] & 0x7fff7fffu, any[1] & 0x7fff7fffu, bits.last);
 #pragma unroll

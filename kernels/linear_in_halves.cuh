@@ -118,26 +118,30 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
     const real* own_powers;
     struct HalvedRows {
         unsigned high[STEPS][4], low[STEPS][4];
-        Lost lost;
         real scale[2];
     };
-    auto halved_rows = [&](const real* left, real constant, bool two_products, int i, HalvedRows& to) {
+    unsigned any_low[DOWN][2] = {};
+    auto halved_rows = [&](const real* left, real constant, int i, HalvedRows& to) {
+        real of_rows[2][STEPS][4];
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            real of_row[STEPS][4];
+        for (int half = 0; half < 2; half++)
 #pragma unroll
             for (int step = 0; step < STEPS; step++)
 #pragma unroll
-                for (int n = 0; n < 4; n++) of_row[step][n] = left[begins[i][half] + (step * CHUNK + n * 4) * dim];
-            const unsigned exponent = exponent_of_row(of_row);
-            if constexpr (MIXED)
-                to.scale[half] = constant * factor[i][half] * __uint_as_float(exponent);
-            else
-                to.scale[half] = constant * power_down(exponent);
+                for (int n = 0; n < 4; n++) of_rows[half][step][n] = left[begins[i][half] + (step * CHUNK + n * 4) * dim];
+        unsigned exponents[2];
+        exponents_of_rows(of_rows, exponents);
 #pragma unroll
-            for (int step = 0; step < STEPS; step++) halve_row(of_row[step], power_up(exponent), to.high[step], to.low[step], half);
+        for (int half = 0; half < 2; half++) {
+            if constexpr (MIXED)
+                to.scale[half] = constant * factor[i][half] * __uint_as_float(exponents[half]);
+            else
+                to.scale[half] = constant * power_down(exponents[half]);
+#pragma unroll
+            for (int step = 0; step < STEPS; step++)
+                halve_row(of_rows[half][step], power_up(exponents[half]), to.high[step], to.low[step], half);
         }
-        to.lost = lost_bits(to.low, two_products);
+        gather_low(to.low, any_low[i]);
     };
     // Adds a step's sums, of columns of group j.
     auto add_chain = [&](const real (&chain)[4], const HalvedRows& of, int i, int j) {
@@ -145,27 +149,30 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
         if constexpr (MIXED) power = *reinterpret_cast<const float2*>(own_powers + j / 2 * 16 + j % 2 * 2);
 #pragma unroll
         for (int n = 0; n < 4; n++) {
-            real sum = made_up(chain[n], of.lost, j, n);
+            real sum = chain[n];
             if constexpr (MIXED) sum *= power_down(__float_as_uint(n % 2 ? power.y : power.x));
             sums[i][j][n] = multiply_add(of.scale[n / 2], sum, sums[i][j][n]);
         }
     };
-    auto multiply = [&](const real* left, const real* right, real constant, bool two_products) {
+    auto multiply = [&](const real* left, const real* right, real constant) {
 #if WARPGROUPS
         static_assert(STEPS == 2, "as products_of_warpgroup takes them");
 #pragma unroll
         for (int i = 0; i < DOWN; i++) {
             HalvedRows of;
-            halved_rows(left, constant, two_products, i, of);
-            real chains[ACROSS][4];
-            products_of_warpgroup(chains, of.high, of.low, reinterpret_cast<const unsigned*>(right));
+            halved_rows(left, constant, i, of);
 #pragma unroll
-            for (int j = 0; j < ACROSS; j++) add_chain(chains[j], of, i, j);
+            for (int first = 0; first < ACROSS; first += CHAINS / 8) {
+                real chains[CHAINS / 8][4];
+                products_of_warpgroup<ACROSS>(chains, of.high, of.low, reinterpret_cast<const unsigned*>(right) + first * 32);
+#pragma unroll
+                for (int j = 0; j < CHAINS / 8; j++) add_chain(chains[j], of, i, first + j);
+            }
         }
 #else
         HalvedRows of[DOWN];
 #pragma unroll
-        for (int i = 0; i < DOWN; i++) halved_rows(left, constant, two_products, i, of[i]);
+        for (int i = 0; i < DOWN; i++) halved_rows(left, constant, i, of[i]);
 #pragma unroll
         for (int j = 0; j < ACROSS; j++) {
             Pairs b[STEPS];
@@ -196,10 +203,22 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
             fetch(memory + slot_ahead);
             close_copies();
             const real* left = memory + slot;
-            multiply(left, left + LEFT_ROOM, constant, STEPS == 2 && (WHOLE_CHANNELS || step.channels - step.channel > CHUNK));
+            multiply(left, left + LEFT_ROOM, constant);
             slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
             advance(step);
             if (step.channel == 0 && step.path < item.end) constant = PATH[step.path].scale;
+        }
+    };
+    auto make_up = [&] {
+        bool two_products = WHOLE_CHANNELS;
+        for (int path = item.first; !WHOLE_CHANNELS && path < item.end; path++) two_products |= PATH[path].channels > CHUNK;
+#pragma unroll
+        for (int i = 0; i < DOWN; i++) {
+            const Lost lost = lost_bits(any_low[i], STEPS == 2 && two_products);
+#pragma unroll
+            for (int j = 0; j < ACROSS; j++)
+#pragma unroll
+                for (int n = 0; n < 4; n++) sums[i][j][n] = made_up(sums[i][j][n], lost, j, n);
         }
     };
 #if SORTED
@@ -216,8 +235,10 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
             sum_over_channels();
             __syncthreads();
         }
+        make_up();
     } else {
         sum_over_channels();
+        make_up();
 #pragma unroll
         for (int i = 0; i < DOWN; i++)
 #pragma unroll
@@ -229,6 +250,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
     }
 #else
     sum_over_channels();
+    make_up();
 #endif
     const real* powers = powers_in(halves);
 #pragma unroll

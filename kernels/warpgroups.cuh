@@ -71,15 +71,16 @@ __device__ __forceinline__ void keep_rows(unsigned (&rows)[2][4]) {
 
 #endif
 
-// The sums of a warpgroup's rows and of columns that begin at `right`, of two steps; made_up (halves.cuh) is still to come.
-template <int ACROSS>
+// The sums of a warpgroup's rows and of columns that begin at `right`, some of a step's OF groups, of two steps; made_up (halves.cuh)
+// is still to come.
+template <int OF, int ACROSS>
 __device__ __forceinline__ void products_of_warpgroup(float (&sums)[ACROSS][4], unsigned (&high)[2][4], unsigned (&low)[2][4], const unsigned* right) {
-    const Columns first = columns_at<ACROSS>(right), second = columns_at<ACROSS>(right + WORDS_OF_A_STEP<ACROSS>);
+    const Columns first = columns_at<OF>(right), second = columns_at<OF>(right + WORDS_OF_A_STEP<OF>);
     begin_products();
     product<false>(sums, low[0], first);
-    product(sums, high[0], first + TO_LOW<ACROSS>);
+    product(sums, high[0], first + TO_LOW<OF>);
     product(sums, low[1], second);
-    product(sums, high[1], second + TO_LOW<ACROSS>);
+    product(sums, high[1], second + TO_LOW<OF>);
     product(sums, high[0], first);
     product(sums, high[1], second);
     wait_for_products(sums);

@@ -72,14 +72,16 @@ def test_other_cuts(cut: Cut, monkeypatch: pytest.MonkeyPatch, launches: list[in
     assert launches
 
 
-@pytest.mark.parametrize("columns", [64, 128])
-def test_warpgroups_add_the_same_products(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same order, to the bit, whoever fetches columns for tensor cores."""
+@pytest.mark.parametrize(("columns", "chains"), [(64, 0), (128, 0), (128, 64)])
+def test_warpgroups_add_the_same_products(
+    columns: int, chains: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same order, to the bit, whoever fetches columns for tensor cores, and however many at once."""
     module = built(*IN_HALVES["parts of tiles"]).float()
     x = draw((70, module.irreps_in.dim), 3, torch.float32)
 
     def found(warpgroups: bool) -> torch.Tensor:
-        cut = Cut(64, columns, 32, 3, 3, warpgroups)
+        cut = Cut(64, columns, 32, 3, 3, warpgroups, chains if warpgroups else 0)
         monkeypatch.setattr(linear_in_halves, "cut_of", lambda *of: cut)
         with accelerated(backend="cuda", self_check=False), torch.no_grad():
             out: torch.Tensor = module(x)
@@ -97,6 +99,16 @@ def test_hopper_alone_has_warpgroups() -> None:
     for architecture in (0, 80, 89, 90, 100, 120):
         program = LinearInHalves(paths, architecture).program("", "")
         assert program.features_of == (90 if architecture == 90 else 0)
+
+
+def test_short_sums_have_more_blocks() -> None:
+    """On Hopper, of a gradient whose sums are of 128 channels, and not of an output whose are longer."""
+    found = registry().describe(o3.Linear("256x0e+384x1o", "128x0e+128x1o"), "linear")
+    paths = MatrixPaths.of_linear(found)  # type: ignore[arg-type]
+    assert isinstance(paths, MatrixPaths)
+    assert (paths.longest, paths.turned.longest) == (384, 128)
+    cuts = [linear_in_halves.cut_of(side, 90) for side in (paths, paths.turned)]
+    assert [(cut.blocks, cut.chains) for cut in cuts] == [(3, 0), (4, 64)]
 
 
 def test_sizes_of_rows_and_columns(launches: list[int]) -> None:

@@ -89,7 +89,8 @@ CUTS = [
     Cut(64, 128, 16, 3, 3), Cut(64, 128, 32, 2, 2), Cut(64, 128, 32, 2, 3), Cut(64, 128, 32, 3, 3),
     Cut(128, 64, 32, 2, 2), Cut(128, 64, 32, 2, 3),
     Cut(64, 64, 32, 2, 4, True), Cut(64, 64, 32, 3, 4, True), Cut(64, 128, 32, 2, 2, True),
-    Cut(64, 128, 32, 2, 3, True), Cut(64, 128, 32, 3, 3, True), Cut(128, 64, 32, 2, 3, True),
+    Cut(64, 128, 32, 2, 3, True), Cut(64, 128, 32, 2, 3, True, 64), Cut(64, 128, 32, 2, 4, True, 64),
+    Cut(64, 128, 32, 3, 3, True), Cut(128, 64, 32, 2, 3, True),
     Cut(128, 64, 32, 3, 3, True), Cut(128, 128, 32, 2, 2, True), Cut(128, 128, 32, 3, 2, True),
 ]  # fmt: skip
 
@@ -174,11 +175,12 @@ def time_ways(
 PARTS = {
     "copies of W": "copy_async<TOGETHER>(left + LEFT_ROOM + t * TOGETHER + e, right_from + e, TOGETHER);",
     "copies of x": "copy_async<TOGETHER>(left + node * pitch + at, valid ? from(i) : x, valid);",
-    "products": "products_of_warpgroup(chains, of.high, of.low, reinterpret_cast<const unsigned*>(right));",
+    "products": "products_of_warpgroup<ACROSS>(chains, of.high, of.low, "
+    "reinterpret_cast<const unsigned*>(right) + first * 32);",
 }
 """Of linear_in_halves.cuh; a kernel that lacks some of them computes nothing, and shows what the others take."""
 INSTEAD = """
-    for (int j = 0; j < ACROSS; j++)
+    for (int j = 0; j < CHAINS / 8; j++)
         for (int n = 0; n < 4; n++) chains[j][n] = __uint_as_float(of.high[0][n] ^ of.low[1][n]);
 """
 """Of products: sums that have to be made of what was cut."""

@@ -82,6 +82,11 @@ T __shfl_up_sync(unsigned mask, T value, unsigned step, int width = 32) {
     return host::exchange(mask, value, from >= lane / width * width ? from : lane);
 }
 template <class T> unsigned __match_any_sync(unsigned mask, T value) { return host::match(mask, value); }
+// The larger of each of two numbers of 16 bits.
+inline unsigned __vmaxu2(unsigned a, unsigned b) {
+    const unsigned upper = 0xffff0000u, lower = 0xffffu;
+    return std::max(a & upper, b & upper) | std::max(a & lower, b & lower);
+}
 inline unsigned __ballot_sync(unsigned mask, bool condition) { return host::vote(mask, condition); }
 inline int __any_sync(unsigned mask, bool condition) { return host::vote(mask, condition) != 0; }
 inline int __all_sync(unsigned mask, bool condition) { return host::vote(mask, !condition) == 0; }

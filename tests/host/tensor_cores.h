@@ -121,10 +121,15 @@ inline void multiply_halves(float (&sum)[4], const unsigned (&a)[4], const unsig
 }
 
 // Of four warps together: each has its own rows, and reads columns as `word_of` in warpgroups.cuh has them.
-typedef const unsigned* Columns;
+struct Columns {
+    const unsigned* words;
+    int across;  // groups of a step
+};
+
+inline Columns operator+(Columns columns, int words) { return {columns.words + words, columns.across}; }
 
 template <int ACROSS>
-Columns columns_at(const unsigned* step) { return step; }
+Columns columns_at(const unsigned* step) { return {step, ACROSS}; }
 template <int ACROSS>
 constexpr int TO_LOW = ACROSS * 64;
 
@@ -136,7 +141,7 @@ void product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right)
     const int lane = threadIdx.x % 32;
     for (int j = 0; j < ACROSS; j++) {
         if (!ADDED) sums[j][0] = sums[j][1] = sums[j][2] = sums[j][3] = 0;
-        multiply_halves(sums[j], left, {right[j * 32 + lane], right[(ACROSS + j) * 32 + lane]});
+        multiply_halves(sums[j], left, {right.words[j * 32 + lane], right.words[(right.across + j) * 32 + lane]});
     }
 }
 

@@ -144,6 +144,14 @@ class MatrixPaths:
         """Components of a channel, at most."""
         return max(path.dim for path in self.paths)
 
+    @property
+    def longest(self) -> int:
+        """Channels that are summed for a number of the output, at most."""
+        return max(
+            sum(path.channels for path in self.paths if path.out == out)
+            for out in {path.out for path in self.paths}
+        )
+
     def row_items(self, tile: int = TILE) -> list[tuple[int, int, int]]:
         """(first path, end, first column) of each block of a tile, so many columns of an output block.
 
