@@ -31,8 +31,10 @@ __device__ __forceinline__ Columns columns_at(const unsigned* step) {
 template <int ACROSS>
 constexpr int TO_LOW = ACROSS * 16;
 
-#define GROUP(J) "+f"(s[J][0]), "+f"(s[J][1]), "+f"(s[J][2]), "+f"(s[J][3])
-#define GROUPS_8(J) GROUP(J), GROUP(J + 1), GROUP(J + 2), GROUP(J + 3), GROUP(J + 4), GROUP(J + 5), GROUP(J + 6), GROUP(J + 7)
+#define GROUP(HOW, J) HOW(s[J][0]), HOW(s[J][1]), HOW(s[J][2]), HOW(s[J][3])
+#define GROUPS_8(HOW, J)                                                                                                        \
+    GROUP(HOW, J), GROUP(HOW, J + 1), GROUP(HOW, J + 2), GROUP(HOW, J + 3), GROUP(HOW, J + 4), GROUP(HOW, J + 5), GROUP(HOW, J + 6), \
+        GROUP(HOW, J + 7)
 #define NAMES_32                                                                                                      \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
     "%24, %25, %26, %27, %28, %29, %30, %31"
@@ -40,28 +42,34 @@ constexpr int TO_LOW = ACROSS * 16;
     NAMES_32                                                                                                                    \
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, " \
     "%56, %57, %58, %59, %60, %61, %62, %63"
-#define SUMS_32 GROUPS_8(0)
-#define SUMS_64 GROUPS_8(0), GROUPS_8(8)
+#define SUMS_32(HOW) GROUPS_8(HOW, 0)
+#define SUMS_64(HOW) GROUPS_8(HOW, 0), GROUPS_8(HOW, 8)
 #define ROWS_OF(A) "r"(A[0]), "r"(A[1]), "r"(A[2]), "r"(A[3])
-#define PRODUCT(ACROSS, SIZE, SUMS, NAMES, LEFT, RIGHT, ADDS)                                                               \
-    template <bool ADDED = true>                                                                                            \
-    __device__ __forceinline__ void product(float (&s)[ACROSS][4], const unsigned (&left)[4], Columns right) {              \
-        asm volatile("wgmma.mma_async.sync.aligned." SIZE ".f32.f16.f16 {" NAMES "}, {" LEFT "}, " RIGHT ", " ADDS ", 1, 1, 0;" \
-                     : SUMS                                                                                                 \
-                     : ROWS_OF(left), "l"(right), "n"(ADDED)                                                                \
-                     : "memory");                                                                                           \
-    }                                                                                                                       \
-    __device__ __forceinline__ void wait_for_products(float (&s)[ACROSS][4]) {                                              \
-        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" : SUMS : : "memory");             \
+#define PRODUCT(NAME, HOW, ADDED, ACROSS, SIZE, SUMS, NAMES, LEFT, RIGHT)                                                        \
+    __device__ __forceinline__ void NAME(float (&s)[ACROSS][4], const unsigned (&left)[4], Columns right) {                      \
+        asm volatile("wgmma.mma_async.sync.aligned." SIZE ".f32.f16.f16 {" NAMES "}, {" LEFT "}, " RIGHT ", " ADDED ", 1, 1, 0;" \
+                     : SUMS(HOW)                                                                                                 \
+                     : ROWS_OF(left), "l"(right)                                                                                 \
+                     : "memory");                                                                                                \
+    }
+#define PRODUCTS(ACROSS, ...)                         \
+    PRODUCT(first_product, "=f", "0", ACROSS, __VA_ARGS__) \
+    PRODUCT(product, "+f", "1", ACROSS, __VA_ARGS__)
+#define WAIT(ACROSS, SUMS)                                                                                                            \
+    __device__ __forceinline__ void wait_for_products(float (&s)[ACROSS][4]) {                                                        \
+        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" : SUMS("+f") : : "memory");                 \
     }
 
 // Before the first of some products.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-// Of rows in `left` and of columns at `right`, ADDED to what there is or put in its place. Until wait_for_products the registers of
-// sums and rows belong to tensor cores.
-PRODUCT(8, "m64n64k16", SUMS_32, NAMES_32, "%32, %33, %34, %35", "%36", "%37")
-PRODUCT(16, "m64n128k16", SUMS_64, NAMES_64, "%64, %65, %66, %67", "%68", "%69")
+// Of rows in `left` and of columns at `right`, added to what there is; the first, put in its place. Until wait_for_products the registers
+// of sums and rows belong to tensor cores. The first has new registers: where two lots of sums had the same ones, and the same was done
+// to both, the assembler took the first for the second (CUDA 12 and 13).
+PRODUCTS(8, "m64n64k16", SUMS_32, NAMES_32, "%32, %33, %34, %35", "%36")
+PRODUCTS(16, "m64n128k16", SUMS_64, NAMES_64, "%64, %65, %66, %67", "%68")
+WAIT(8, SUMS_32)
+WAIT(16, SUMS_64)
 
 // After wait_for_products: so these registers are taken for nothing else before.
 __device__ __forceinline__ void keep_rows(unsigned (&rows)[2][4]) {
@@ -77,7 +85,7 @@ template <int OF, int ACROSS>
 __device__ __forceinline__ void products_of_warpgroup(float (&sums)[ACROSS][4], unsigned (&high)[2][4], unsigned (&low)[2][4], const unsigned* right) {
     const Columns first = columns_at<OF>(right), second = columns_at<OF>(right + WORDS_OF_A_STEP<OF>);
     begin_products();
-    product<false>(sums, low[0], first);
+    first_product(sums, low[0], first);
     product(sums, high[0], first + TO_LOW<OF>);
     product(sums, low[1], second);
     product(sums, high[1], second + TO_LOW<OF>);

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kernel_plans import PLANS
+import torch
+from kernel_plans import PLANS, single_matrix
 from kernel_resources import COMPILATIONS, TABLE, Use, compiled, entries, recorded, text_of
 
 from e3nn_accel.compile import Toolchain
@@ -74,6 +75,20 @@ def test_every_kernel_is_in_the_table() -> None:
     }
     assert len(defined) > 20
     assert defined <= {name.split(", ")[-2] for name in recorded().uses}
+
+
+def test_lots_of_products_have_registers_of_their_own() -> None:
+    """Of warpgroups, in a sum of one step, without a loop: else the assembler took one lot for the other."""
+    nvrtc = toolchain()
+    if isinstance(nvrtc, str):
+        pytest.skip(nvrtc)
+    programs = single_matrix("36x0e+20x1o+4x2e", "8x2e+44x0e+132x1o")(torch.float32, 90)
+    for program in (program for program in programs if program.features_of):
+        options = program.compiler_options()
+        ptx = nvrtc.compiler.run(program.source(), "a.cu", options, "compute_90a").binary.decode()
+        lots = re.findall(r"wgmma\.mma_async[^{]*\{([^}]*)\}, \{[^}]*\}, %rd\d+, 0,", ptx)
+        assert len(lots) >= 3
+        assert len(set(lots)) == len(lots)
 
 
 @pytest.mark.slow

@@ -136,13 +136,17 @@ constexpr int TO_LOW = ACROSS * 64;
 inline void begin_products() {}
 inline void keep_rows(unsigned (&)[2][4]) {}
 
-template <bool ADDED = true, int ACROSS>
+template <int ACROSS>
 void product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) {
     const int lane = threadIdx.x % 32;
-    for (int j = 0; j < ACROSS; j++) {
-        if (!ADDED) sums[j][0] = sums[j][1] = sums[j][2] = sums[j][3] = 0;
+    for (int j = 0; j < ACROSS; j++)
         multiply_halves(sums[j], left, {right.words[j * 32 + lane], right.words[(right.across + j) * 32 + lane]});
-    }
+}
+
+template <int ACROSS>
+void first_product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) {
+    std::memset(sums, 0, sizeof sums);
+    product(sums, left, right);
 }
 
 template <int ACROSS>
