@@ -144,14 +144,6 @@ class MatrixPaths:
         """Components of a channel, at most."""
         return max(path.dim for path in self.paths)
 
-    @property
-    def longest(self) -> int:
-        """Channels that are summed for a number of the output, at most."""
-        return max(
-            sum(path.channels for path in self.paths if path.out == out)
-            for out in {path.out for path in self.paths}
-        )
-
     def row_items(self, tile: int = TILE) -> list[tuple[int, int, int]]:
         """(first path, end, first column) of each block of a tile, so many columns of an output block.
 
@@ -169,6 +161,13 @@ class MatrixPaths:
         """(components, its first item, how many it has) for each number of components of a channel."""
         dims = [self.by_output[first].dim for first, _, _ in self.row_items(tile)]
         return [(dim, dims.index(dim), dims.count(dim)) for dim in sorted(set(dims))]
+
+    @property
+    def longest(self) -> int:
+        """Channels that are summed for a number of the output, at most."""
+        paths = self.by_output
+        sums = (paths[first:end] for first, end, _ in self.row_items())
+        return max(sum(path.channels for path in into) for into in sums)
 
     def steps(self, item: tuple[int, int, int]) -> int:
         """Of the sum that a block of `row_items` walks along."""
