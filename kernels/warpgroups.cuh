@@ -32,9 +32,8 @@ template <int ACROSS>
 constexpr int TO_LOW = ACROSS * 16;
 
 #define GROUP(HOW, J) HOW(s[J][0]), HOW(s[J][1]), HOW(s[J][2]), HOW(s[J][3])
-#define GROUPS_8(HOW, J)                                                                                                        \
-    GROUP(HOW, J), GROUP(HOW, J + 1), GROUP(HOW, J + 2), GROUP(HOW, J + 3), GROUP(HOW, J + 4), GROUP(HOW, J + 5), GROUP(HOW, J + 6), \
-        GROUP(HOW, J + 7)
+#define GROUPS_4(HOW, J) GROUP(HOW, J), GROUP(HOW, J + 1), GROUP(HOW, J + 2), GROUP(HOW, J + 3)
+#define GROUPS_8(HOW, J) GROUPS_4(HOW, J), GROUPS_4(HOW, J + 4)
 #define NAMES_32                                                                                                      \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
     "%24, %25, %26, %27, %28, %29, %30, %31"
@@ -52,10 +51,9 @@ constexpr int TO_LOW = ACROSS * 16;
                      : ROWS_OF(left), "l"(right)                                                                                 \
                      : "memory");                                                                                                \
     }
-#define PRODUCTS(ACROSS, ...)                         \
-    PRODUCT(first_product, "=f", "0", ACROSS, __VA_ARGS__) \
-    PRODUCT(product, "+f", "1", ACROSS, __VA_ARGS__)
-#define WAIT(ACROSS, SUMS)                                                                                                            \
+#define PRODUCTS(ACROSS, SIZE, SUMS, NAMES, LEFT, RIGHT)                                                                              \
+    PRODUCT(first_product, "=f", "0", ACROSS, SIZE, SUMS, NAMES, LEFT, RIGHT)                                                         \
+    PRODUCT(product, "+f", "1", ACROSS, SIZE, SUMS, NAMES, LEFT, RIGHT)                                                               \
     __device__ __forceinline__ void wait_for_products(float (&s)[ACROSS][4]) {                                                        \
         asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" : SUMS("+f") : : "memory");                 \
     }
@@ -68,8 +66,6 @@ __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.syn
 // to both, the assembler took the first for the second (CUDA 12 and 13).
 PRODUCTS(8, "m64n64k16", SUMS_32, NAMES_32, "%32, %33, %34, %35", "%36")
 PRODUCTS(16, "m64n128k16", SUMS_64, NAMES_64, "%64, %65, %66, %67", "%68")
-WAIT(8, SUMS_32)
-WAIT(16, SUMS_64)
 
 // After wait_for_products: so these registers are taken for nothing else before.
 __device__ __forceinline__ void keep_rows(unsigned (&rows)[2][4]) {
