@@ -30,7 +30,8 @@
 // comes of it doesn't depend on others. Bytes, besides those above: 8 W for cutting the species that have rows, once a tile W of
 // its species from the second-level cache, 8 N for `order` and single non-zeros.
 //
-// WARPGROUPS (Hopper): the four warps' products are asked for together and W's halves lie as tensor cores read them (warpgroups.cuh).
+// WARPGROUPS (Hopper): the four warps' products are asked for together, of COLUMNS_AT_ONCE columns, and W's halves lie as tensor cores
+// read them (warpgroups.cuh).
 //
 // plan.cuh: PATH, sorted by output block; ITEM = {first path, end, first column, first chunk}: chunks of 16 channels of an
 // item, CHUNKS in all, lie one after another in `halves`, then a power of two for each column of each item, and so for

@@ -122,11 +122,11 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
             HalvedRows of;
             halved_rows(left, constant, i, of);
 #pragma unroll
-            for (int first = 0; first < ACROSS; first += CHAINS / 8) {
-                real chains[CHAINS / 8][4];
+            for (int first = 0; first < ACROSS; first += COLUMNS_AT_ONCE / 8) {
+                real chains[COLUMNS_AT_ONCE / 8][4];
                 products_of_warpgroup<ACROSS>(chains, of.high, of.low, reinterpret_cast<const unsigned*>(right) + first * 32);
 #pragma unroll
-                for (int j = 0; j < CHAINS / 8; j++) add_chain(chains[j], of, i, first + j);
+                for (int j = 0; j < COLUMNS_AT_ONCE / 8; j++) add_chain(chains[j], of, i, first + j);
             }
         }
 #else

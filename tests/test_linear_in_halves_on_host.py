@@ -72,16 +72,16 @@ def test_other_cuts(cut: Cut, monkeypatch: pytest.MonkeyPatch, launches: list[in
     assert launches
 
 
-@pytest.mark.parametrize(("columns", "chains"), [(64, 0), (128, 0), (128, 64)])
+@pytest.mark.parametrize(("columns", "at_once"), [(64, 0), (128, 0), (128, 64)])
 def test_warpgroups_add_the_same_products(
-    columns: int, chains: int, monkeypatch: pytest.MonkeyPatch
+    columns: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the same order, to the bit, whoever fetches columns for tensor cores, and however many at once."""
     module = built(*IN_HALVES["parts of tiles"]).float()
     x = draw((70, module.irreps_in.dim), 3, torch.float32)
 
     def found(warpgroups: bool) -> torch.Tensor:
-        cut = Cut(64, columns, 32, 3, 3, warpgroups, chains if warpgroups else 0)
+        cut = Cut(64, columns, 32, 3, 3, warpgroups, at_once if warpgroups else 0)
         monkeypatch.setattr(linear_in_halves, "cut_of", lambda *of: cut)
         with accelerated(backend="cuda", self_check=False), torch.no_grad():
             out: torch.Tensor = module(x)
@@ -108,7 +108,7 @@ def test_short_sums_have_more_blocks() -> None:
     assert isinstance(paths, MatrixPaths)
     assert (paths.longest, paths.turned.longest) == (384, 128)
     cuts = [linear_in_halves.cut_of(side, 90) for side in (paths, paths.turned)]
-    assert [(cut.blocks, cut.chains) for cut in cuts] == [(3, 0), (4, 64)]
+    assert [(cut.blocks, cut.columns_at_once) for cut in cuts] == [(3, 0), (4, 64)]
 
 
 def test_sizes_of_rows_and_columns(launches: list[int]) -> None:

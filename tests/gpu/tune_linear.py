@@ -180,7 +180,7 @@ PARTS = {
 }
 """Of linear_in_halves.cuh; a kernel that lacks some of them computes nothing, and shows what the others take."""
 INSTEAD = """
-    for (int j = 0; j < CHAINS / 8; j++)
+    for (int j = 0; j < COLUMNS_AT_ONCE / 8; j++)
         for (int n = 0; n < 4; n++) chains[j][n] = __uint_as_float(of.high[0][n] ^ of.low[1][n]);
 """
 """Of products: sums that have to be made of what was cut."""

@@ -50,7 +50,7 @@ class Cut(NamedTuple):
         stages: Slots of the ring in shared memory.
         blocks: Of a multiprocessor: what registers are bounded by.
         warpgroups: Whether tensor cores take the products of four warps together, as they do in Hopper alone.
-        chains: Columns whose products a warpgroup asks for together, 64 or 128; 0 for all.
+        columns_at_once: Whose products a warpgroup asks for together, 64 or 128; 0 for all.
     """
 
     rows: int
@@ -59,21 +59,23 @@ class Cut(NamedTuple):
     stages: int
     blocks: int
     warpgroups: bool = False
-    chains: int = 0
+    columns_at_once: int = 0
 
 
 def cut_of(side: MatrixPaths, architecture: int) -> Cut:
     """Found by tests/gpu/tune_linear.py on an H100, and of warpgroups on an H200, all without species.
 
-    With them a warpgroup has fewer chains, because 772 bytes are spilled otherwise, and 120 so.
+    With them a warpgroup asks for 64 columns at once, because 772 bytes are spilled otherwise, and 120 so.
     """
     columns = max(path.columns for path in side.paths)
     if architecture == HOPPER:
         if columns > 64:
             # short sums spend much of their time where tiles begin and end, beside which a fourth block has work
             short = not side.species and side.widest > 1 and side.longest <= SHORT
-            chains = 64 if short or side.species else 0
-            return Cut(64, 128, 32, 2, blocks=4 if short else 3, warpgroups=True, chains=chains)
+            blocks, at_once = 4 if short else 3, 64 if short or side.species else 0
+            return Cut(
+                rows=64, columns=128, depth=32, stages=2, blocks=blocks, warpgroups=True, columns_at_once=at_once
+            )  # fmt: skip
         return Cut(rows=64, columns=64, depth=32, stages=3, blocks=4, warpgroups=True)
     if side.widest > 1 and side.whole("columns", 128):
         return Cut(rows=64, columns=128, depth=32, stages=2, blocks=3)
@@ -167,7 +169,7 @@ class LinearInHalves:
                     "STAGES": self.cut.stages,
                     "BLOCKS": self.cut.blocks,
                     "WARPGROUPS": int(self.cut.warpgroups),
-                    "CHAINS": self.cut.chains or self.cut.columns,
+                    "COLUMNS_AT_ONCE": self.cut.columns_at_once or self.cut.columns,
                     "WHOLE_CHANNELS": side.whole("channels", self.cut.depth),
                     "WHOLE_COLUMNS": side.whole("columns", self.cut.columns),
                     "LEFT_ROOM": self._room,
