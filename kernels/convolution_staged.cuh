@@ -8,11 +8,6 @@
 #include "convolution.cuh"
 #include "pipeline.cuh"
 
-// compute-sanitizer's racecheck doesn't see that a warp's reads come before its first lane's arrival, and is shown all lanes'.
-#ifndef EVERY_THREAD_ARRIVES
-#define EVERY_THREAD_ARRIVES 0
-#endif
-
 #if DOUBLE  // which gives every gradient
 #define WANT_X 1
 #define WANT_Y 1

@@ -5,6 +5,11 @@
 // the parity of the turn it waits for. Addresses and sizes are multiples of 16 bytes.
 #pragma once
 
+// compute-sanitizer's racecheck doesn't see that a warp's reads come before its first lane's arrival, and is shown all lanes'.
+#ifndef EVERY_THREAD_ARRIVES
+#define EVERY_THREAD_ARRIVES 0
+#endif
+
 #ifndef E3NN_ACCEL_HOST  // where kernels are tested without a GPU, copies are made by hand
 
 struct alignas(8) Barrier {
@@ -29,12 +34,34 @@ __device__ __forceinline__ void arrive_expecting(Barrier& b, unsigned bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&b)), "r"(bytes) : "memory");
 }
 
+// Arrives when all that this thread has asked for by copy_async (async_copy.cuh) is there.
+__device__ __forceinline__ void arrive_when_copied(Barrier& b) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&b)) : "memory");
+}
+
 __device__ __forceinline__ void wait(Barrier& b, unsigned parity) {
     asm volatile(
         "{\n.reg .pred done;\n"
         "again:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again;\n}\n" ::"r"(shared_address(&b)), "r"(parity) : "memory");
 }
+
+// True in one lane of a warp, always the same. A condition on a lane's number does as well, but bulk copies take their addresses from
+// registers of the warp, and the compiler then makes a loop over lanes around each.
+__device__ __forceinline__ bool one_of_warp() {
+    unsigned one;
+    asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.u32 %0, 1, 0, one;\n}" : "=r"(one));
+    return one;
+}
+
+// The same in all lanes for the compiler, too, which keeps it and what is made of it in registers of the warp.
+__device__ __forceinline__ int number_of_warp() { return __shfl_sync(0xffffffffu, threadIdx.x / 32, 0); }
+
+// Registers of a thread, from here on, of all of a warpgroup's; those that one leaves another can take (sm_90a).
+template <int COUNT>
+__device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int COUNT>
+__device__ __forceinline__ void leave_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 
 __device__ __forceinline__ void copy_in(void* to, const void* from, unsigned bytes, Barrier& b) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

@@ -4,8 +4,8 @@
 
 Values, first and second derivatives by all operands, and by the first alone, which takes other kernels. Nothing is
 compared: the tests do that, in so many of torch's kernels that a sanitizer takes minutes for each.
-Prints how often each kernel was launched. With --every-thread-arrives the staged convolution says more to racecheck,
-see kernels/convolution_staged.cuh.
+Prints how often each kernel was launched. With --every-thread-arrives staged kernels say more to racecheck,
+see kernels/pipeline.cuh.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from indexed_parity import IN_HALVES as SPECIES_IN_HALVES
 from indexed_parity import SHAPES
 from indexed_parity import built as indexed
 from linear_parity import CASES as LINEARS
+from linear_parity import STAGED
 from linear_parity import built as linear
 from mace_parts import node_attrs
 from radial_embedding_parity import block, embedding, lengths
@@ -97,7 +98,7 @@ def products(dtype: torch.dtype) -> Iterator[Work]:
 
 
 def linears(dtype: torch.dtype) -> Iterator[Work]:
-    for case in LINEARS.values():
+    for case in (*LINEARS.values(), *STAGED.values()):
         for rows in (ROWS, 2000):  # other tiles
             module = linear(*case)
             yield module, module, [draw((rows, module.irreps_in.dim), 3, dtype)]

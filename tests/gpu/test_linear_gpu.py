@@ -15,7 +15,7 @@ import pytest
 import torch
 from comparison import accelerated, draw, usage
 from e3nn import o3
-from linear_parity import CASES, IN_HALVES, built, check, scaled, shrinkage
+from linear_parity import CASES, IN_HALVES, STAGED, built, check, scaled, shrinkage
 from replays import assert_replay_equals_eager, warmed_up
 
 from e3nn_accel import launch
@@ -48,6 +48,16 @@ def test_in_halves(case: str, rows: int) -> None:
     check(module, x, torch.float32, device="cuda")
 
 
+@pytest.mark.parametrize("rows", [1, 70, 5000])
+@pytest.mark.parametrize("case", STAGED)
+def test_staged(case: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any number of rows, as of many; on Hopper with warps that copy for the others."""
+    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
+    module = built(*STAGED[case])
+    x = draw((rows, module.irreps_in.dim), 3).requires_grad_()
+    check(module, x, torch.float64, device="cuda")
+
+
 def test_sizes_of_rows_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is lost beside others."""
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
@@ -76,13 +86,14 @@ def test_captured_in_a_cuda_graph() -> None:
         assert_replay_equals_eager(gradients, x.normal_)
 
 
+ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 LONG = ("2048x0e+512x1o", "2048x0e+512x1o")
 REPRODUCIBLE = {
     # irreps, rows, dtype, and the kernels that are launched
     "many rows": (MACE, 20_000, torch.float32, {"halve_weights", "linear_in_halves"}),
     "few rows": (MACE, 70, torch.float32, {"indexed_linear"}),
     "few rows, sums in slices": (LONG, 40, torch.float32, {"indexed_linear", "sum_shares"}),
-    "many rows, float64": (MACE, 20_000, torch.float64, {"indexed_linear"}),
+    "many rows, float64": (MACE, 20_000, torch.float64, {"linear_staged" if ON_HOPPER else "indexed_linear"}),
     "few rows, sums in slices, float64": (LONG, 40, torch.float64, {"indexed_linear", "sum_shares"}),
 }  # fmt: skip
 

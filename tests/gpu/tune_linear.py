@@ -83,6 +83,8 @@ LAYOUTS_OF_DOUBLES = [
     Layout(64, 2, 64, 2), Layout(64, 2, 64, 3), Layout(64, 3, 64, 3), Layout(64, 2, 64, 4),
     Layout(64, 2, 128, 3), Layout(64, 2, 128, 4), Layout(64, 2, 128, 3, 2, 4), Layout(64, 1, 128, 4, 2, 4),
     Layout(128, 1, 128, 3, 4, 2), Layout(128, 2, 64, 3, 4, 2), Layout(128, 2, 64, 3, 2, 2),
+    Layout(64, 2, 128, 3, copiers=4), Layout(64, 2, 128, 4, copiers=4), Layout(64, 2, 64, 4, copiers=4),
+    Layout(64, 3, 64, 3, copiers=4),
 ]  # fmt: skip
 CUTS = [
     Cut(64, 64, 16, 4, 4), Cut(64, 64, 32, 2, 3), Cut(64, 64, 32, 3, 3), Cut(64, 64, 32, 3, 4),
@@ -243,10 +245,11 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
             bytes_each: int,
             of_weights: bool,
             few: bool,
+            architecture: int = 0,
             one: Layout = layout,
         ) -> Layout:
             if dtype == torch.float64 and (few or of_weights):
-                return stock(paths, bytes_each, of_weights, few)
+                return stock(paths, bytes_each, of_weights, few, architecture)
             return one._replace(rows=TILE) if of_weights else one
 
         tiles_of_tf32 = mock.patch.object(LinearInHalves, "takes", return_value=False)

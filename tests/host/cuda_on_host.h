@@ -88,7 +88,7 @@ inline Thread thread_of(unsigned number) {
 #include "fibers.h"
 #endif
 #include "intrinsics.h"
-#include "pipeline.h"
 #include "async_copy.h"
+#include "pipeline.h"
 #include "tensor_cores.h"
 #include "launch.h"

@@ -102,6 +102,21 @@ inline void arrive_expecting(::Barrier& b, unsigned bytes) {
     host::change(b, [=](host::Turn& turn) { turn.pending--, turn.bytes += (int)bytes; });
 }
 
+// Copies of the thread's own are there at once: that they were waited for shows in those by `copy_in`.
+inline void arrive_when_copied(::Barrier& b) {
+    host::close_asked();
+    host::let_asked_in(0);
+    arrive(b);
+}
+
+inline bool one_of_warp() { return host::self().number % 32 == 0; }
+inline int number_of_warp() { return host::self().number / 32; }
+
+template <int COUNT>
+void take_registers() {}
+template <int COUNT>
+void leave_registers() {}
+
 inline void copy_in(void* to, const void* from, unsigned bytes, ::Barrier& b) {
     host::check(to, from, bytes);
     if (HOST_THREADS) {  // a list that all threads take from would order what the barriers must order

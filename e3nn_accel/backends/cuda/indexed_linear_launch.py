@@ -8,7 +8,7 @@ import torch
 
 from e3nn_accel.availability import architecture_of
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, rounded_to, slices_of
-from e3nn_accel.backends.cuda.indexed_linear_tables import LinearTables
+from e3nn_accel.backends.cuda.indexed_linear_tables import HOPPER, LinearTables
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves, least_rows
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.real import REAL
@@ -30,6 +30,7 @@ ENTRIES = {
     "to_input": ("indexed_linear", "PPPPPqP"),
     "to_weight": ("indexed_linear_weights", "PPPPPqP"),
 }
+STAGED = ("linear_staged", "PPqP")
 MOST_LAUNCHES = 256
 """That are remembered: edges come and go, and with them rows."""
 Way = Literal["few", "many", "halves"]
@@ -50,6 +51,7 @@ class _Rows(NamedTuple):
         steps: Of that sum.
         block: Threads.
         shared: Bytes of dynamic shared memory.
+        staged: Whether warps copy for the others; the kernel doesn't ask for what sorts rows then.
     """
 
     row: int
@@ -62,6 +64,7 @@ class _Rows(NamedTuple):
     steps: int
     block: tuple[int, int, int]
     shared: int
+    staged: bool
 
     @classmethod
     def of(cls, tables: LinearTables) -> _Rows:
@@ -72,6 +75,7 @@ class _Rows(NamedTuple):
         return cls(
             row, side.covered == row, len(items), pairs // side.widest, side.species + 1, by_dim,
             tables.sliced, max(map(side.steps, items)), (layout.threads, 1, 1), tables.shared,
+            tables.staged,
         )  # fmt: skip
 
     def blocks(self, rows: int) -> int:
@@ -92,6 +96,7 @@ class _Launch(NamedTuple):
         shape: Of the result, those of each slice after the other.
         whole: Whether all of it is written.
         block, shared: Threads, and bytes of dynamic shared memory.
+        staged: Whether the kernel takes nothing that sorts rows.
     """
 
     halves: LinearInHalves | None
@@ -102,6 +107,7 @@ class _Launch(NamedTuple):
     whole: bool
     block: tuple[int, int, int] = (128, 1, 1)
     shared: int = 0
+    staged: bool = False
 
 
 class IndexedLinearKernels:
@@ -112,15 +118,16 @@ class IndexedLinearKernels:
         self.real, self.config, self.description = REAL[context.dtype], context.config, description
         self.rounded_to = rounded_to(context)
         self.sides = {"forward": paths, "to_input": paths.turned}
-        self._rows = {
-            (kind, few): _Rows.of(LinearTables(side, self.real, few=few))
+        architecture = context.architecture or architecture_of(context.device)
+        self._tables = {
+            (kind, few): LinearTables(side, self.real, few=few, architecture=architecture)
             for kind, side in self.sides.items()
             for few in (False, True)
         }
+        self._rows = {which: _Rows.of(tables) for which, tables in self._tables.items()}
         self._tiles = len(paths.weight_items())
-        of_weights = LinearTables(paths, self.real, of_weights=True)
+        self._of_dw = of_weights = LinearTables(paths, self.real, of_weights=True)
         self._block, self._shared = (of_weights.layout.threads, 1, 1), of_weights.shared
-        architecture = context.architecture or architecture_of(context.device)
         halved = self.real == "float" and not self.rounded_to
         self._halves = {
             kind: LinearInHalves(side, architecture)
@@ -130,7 +137,7 @@ class IndexedLinearKernels:
         self._slices = {
             kind: ShareSums(side.out_row, self.real, context.dtype.itemsize, context.config)
             for kind, side in self.sides.items()
-            if LinearTables(side, self.real, few=True).sliced
+            if self._tables[kind, True].sliced
         }
         # of a single matrix all that aren't few are taken by halves, if any are
         self._ways: list[Way] = ["many"] if paths.species or not self._halves else []
@@ -154,7 +161,8 @@ class IndexedLinearKernels:
             suffix = "_input" if kind == "to_input" else ""
             return self._halves[kind].program(suffix, self.description)
         few = way == "few" and kind in self.sides
-        entry, _ = ENTRIES[kind]
+        tables = self._tables.get((kind, few), self._of_dw)
+        entry, _ = self._entry(kind, tables)
         side = self.sides.get(kind, self.paths)
         suffix = ("_input" if kind == "to_input" else "") + ("_few" if few else "")
         real = "_".join(filter(None, (self.real, self.rounded_to)))
@@ -162,9 +170,10 @@ class IndexedLinearKernels:
             f"{entry if side.species else entry.removeprefix('indexed_')}{suffix}_{real}",
             f"{entry}.cu",
             (entry,),
-            LinearTables(side, self.real, kind == "to_weight", few).header(self.rounded_to),
+            tables.header(self.rounded_to),
             ("TRANSPOSED=1",) if kind == "to_input" else (),
             description=self.description,
+            features_of=HOPPER if tables.staged else 0,
         )
 
     def _loaded(self, kind: str, device: torch.device, way: Way) -> tuple[Kernel, ...]:
@@ -181,8 +190,13 @@ class IndexedLinearKernels:
         return found[kind]
 
     def _entries(self, kind: str, way: Way) -> tuple[tuple[str, str], ...]:
-        by_halves = way == "halves" and kind in self._halves
-        return self._halves[kind].entries if by_halves else (ENTRIES[kind],)
+        if way == "halves" and kind in self._halves:
+            return self._halves[kind].entries
+        return (self._entry(kind, self._tables.get((kind, way == "few"), self._of_dw)),)
+
+    @staticmethod
+    def _entry(kind: str, tables: LinearTables) -> tuple[str, str]:
+        return STAGED if tables.staged else ENTRIES[kind]
 
     def _of_weights(self, device: torch.device) -> Kernel:
         """The same whichever way rows are taken: of those that are loaded, if any are."""
@@ -219,7 +233,15 @@ class IndexedLinearKernels:
             slices = slices_of(blocks, cut.steps, processors)
         shape_of_all = (slices * rows, cut.row)
         return _Launch(
-            None, kernels, blocks, slices, shape_of_all, cut.whole, cut.block, cut.shared
+            None,
+            kernels,
+            blocks,
+            slices,
+            shape_of_all,
+            cut.whole,
+            cut.block,
+            cut.shared,
+            cut.staged,
         )
 
     def rows(
@@ -247,14 +269,14 @@ class IndexedLinearKernels:
     def _launched(
         self, kind: str, launch: _Launch, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows
     ) -> torch.Tensor:
-        halves, kernels, blocks, slices, shape, whole, block, shared = launch
+        halves, kernels, blocks, slices, shape, whole, block, shared, staged = launch
         if halves is not None:
             return halves.rows(kernels, blocks, aligned(x), w, sorted_rows)
         rows, columns = shape
         out = new_rows(x, rows, columns) if whole else x.new_zeros(shape)
         kernels[0](
-            (blocks, slices, 1), block, aligned(x), *sorted_rows, aligned(w), x.shape[0], out,
-            shared=shared,
+            (blocks, slices, 1), block, aligned(x), *(() if staged else sorted_rows), aligned(w),
+            x.shape[0], out, shared=shared,
         )  # fmt: skip
         return out if slices == 1 else self._slices[kind].sum(out.view(slices, x.shape[0], columns))
 

@@ -37,6 +37,7 @@ class Layout(NamedTuple):
         columns: Of a tile; those that follow are float64's alone, too.
         stages: Slots of the ring in dynamic shared memory.
         down, across: Parts of a tile, each a warp's.
+        copiers: Warps that copy, and do nothing else.
     """
 
     rows: int
@@ -45,11 +46,12 @@ class Layout(NamedTuple):
     stages: int = 2
     down: int = 2
     across: int = 2
+    copiers: int = 0
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * self.down * self.across
+        return 32 * (self.down * self.across + self.copiers)
 
     def right_room(self, transposed: bool) -> int:
         """Numbers of float64 that a slot has of W, as indexed_linear.cu lays them out."""

@@ -16,13 +16,19 @@ from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each
 from e3nn_accel.config import Precision
 
+HOPPER = 90
+COPIERS = 4
+"""Warps: registers are handed over between warpgroups."""
 
-def layout_of(paths: MatrixPaths, bytes_each: int, of_weights: bool, few: bool) -> Layout:
+
+def layout_of(
+    paths: MatrixPaths, bytes_each: int, of_weights: bool, few: bool, architecture: int = 0
+) -> Layout:
     """Found by tests/gpu/tune_linear.py on an H100; ``few`` rows are cut finely, for a warp to have less to do."""
     if few:
         return Layout(TILE // 2, 2)
     if bytes_each == 8:
-        return _layout_of_doubles(paths, of_weights)
+        return _layout_of_doubles(paths, of_weights, architecture)
     if paths.scattered(bytes_each):
         return Layout(TILE, 2)
     if of_weights or paths.species:  # species cut tiles short
@@ -30,14 +36,18 @@ def layout_of(paths: MatrixPaths, bytes_each: int, of_weights: bool, few: bool) 
     return Layout(2 * TILE, 2)
 
 
-def _layout_of_doubles(paths: MatrixPaths, of_weights: bool) -> Layout:
-    """Tiles of 128 columns read less for what they multiply; of 64 where half would be empty, or cut short."""
+def _layout_of_doubles(paths: MatrixPaths, of_weights: bool, architecture: int) -> Layout:
+    """Tiles of 128 columns read less for what they multiply; of 64 where half would be empty, or cut short.
+
+    On Hopper a warpgroup copies for another, where steps and tiles are full and copies whole.
+    """
     scattered = paths.scattered(8)
     if of_weights or scattered:
         return Layout(TILE, 2, stages=2 if scattered else 3)
     if paths.species or not paths.whole("columns", 2 * TILE):
         return Layout(TILE, 3, stages=3)
-    return Layout(TILE, 2, columns=2 * TILE, stages=3)
+    copiers = COPIERS if architecture == HOPPER and paths.whole("channels", DEPTH) else 0
+    return Layout(TILE, 2, columns=2 * TILE, stages=3, copiers=copiers)
 
 
 @dataclass(frozen=True)
@@ -47,12 +57,14 @@ class LinearTables:
     Attributes:
         paths: From what is read to what is written.
         real: "float" or "double".
+        architecture: Compute capability that it is made for; 0: any.
     """
 
     paths: MatrixPaths
     real: str
     of_weights: bool = False
     few: bool = False
+    architecture: int = 0
 
     @property
     def bytes_each(self) -> int:
@@ -62,7 +74,12 @@ class LinearTables:
     @cached_property
     def layout(self) -> Layout:
         """How the kernel is cut."""
-        return layout_of(self.paths, self.bytes_each, self.of_weights, self.few)
+        return layout_of(self.paths, self.bytes_each, self.of_weights, self.few, self.architecture)
+
+    @property
+    def staged(self) -> bool:
+        """Whether the kernel is that of linear_staged.cu, where warps copy for the others."""
+        return self.layout.copiers > 0
 
     @cached_property
     def sliced(self) -> bool:
@@ -150,5 +167,6 @@ class LinearTables:
             "WARPS_DOWN": layout.down,
             "WARPS_ACROSS": layout.across,
             "STAGES": layout.stages,
+            **({"COPIERS": layout.copiers} if self.staged else {}),
             "ONE_SCALE": int(self.paths.one_scale()),
         }

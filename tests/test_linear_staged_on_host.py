@@ -1,0 +1,100 @@
+"""o3.Linear in float64 with warps that copy for the others, on the CPU, where copies are as late as they may be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comparison import accelerated, draw
+from linear_parity import STAGED, built, check
+from slow_cases import slow_but
+
+from e3nn_accel.backends.cuda import indexed_linear_launch
+from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels
+from e3nn_accel.backends.cuda.indexed_linear_tables import LinearTables
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
+from e3nn_accel.config import Config
+from e3nn_accel.descriptor import LinearDescriptor
+from e3nn_accel.patches.linear import e3nn_accel_describe
+from e3nn_accel.plan import PlanContext
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.usefixtures("eager_e3nn", "float64", "kernels_on_host"),
+]
+
+
+@pytest.fixture(autouse=True)
+def many_rows_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are many, and the device one that has bulk copies."""
+    monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 0)
+    monkeypatch.setattr(indexed_linear_launch, "architecture_of", lambda device: 90)
+
+
+def paths_of(irreps: tuple[str, str]) -> MatrixPaths:
+    """Of a linear between these."""
+    descriptor = e3nn_accel_describe(built(*irreps), "linear")
+    assert isinstance(descriptor, LinearDescriptor)
+    paths = MatrixPaths.of_linear(descriptor)
+    assert isinstance(paths, MatrixPaths)
+    return paths
+
+
+@pytest.mark.parametrize("rows", slow_but([1, 64, 70, 150], 70))
+@pytest.mark.parametrize("case", STAGED)
+def test_values_and_derivatives(case: str, rows: int) -> None:
+    """A tile of one node, full tiles, and one that isn't; to the second derivative."""
+    module = built(*STAGED[case])
+    check(module, draw((rows, module.irreps_in.dim), 3).requires_grad_(), torch.float64)
+
+
+@pytest.mark.parametrize("case", STAGED)
+def test_the_same_bits_as_without(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same products are added in the same order."""
+    module = built(*STAGED[case])
+    x = draw((70, module.irreps_in.dim), 3).requires_grad_()
+    found = []
+    for architecture in (90, 80):
+        monkeypatch.setattr(
+            indexed_linear_launch, "architecture_of", lambda device, of=architecture: of
+        )
+        with accelerated(backend="cuda", self_check=False):
+            out = module(x)
+            found.append((out.detach(), *torch.autograd.grad(out.square().sum(), x)))
+    for ours, other in zip(*found, strict=True):
+        assert torch.equal(ours, other)
+
+
+@pytest.mark.parametrize(
+    ("irreps", "which"),
+    [
+        (("128x0e+128x1o", "128x0e+128x1o"), {"forward", "to_input"}),
+        (("64x0e", "1280x0e"), {"forward"}),  # dx would have half a tile of columns
+        (("8x0e", "128x0e"), set()),
+        (("128x0e", "128x0e+4x1o"), {"forward", "to_input"}),
+        (("128x0e+1x1o", "128x0e"), set()),  # rows of an odd length
+    ],
+)
+def test_which_are(irreps: tuple[str, str], which: set[str]) -> None:
+    """Those whose channels fill steps, whose columns fill tiles, and that are copied 16 bytes at a time."""
+    kernels = IndexedLinearKernels(
+        paths_of(irreps), "", PlanContext(torch.float64, torch.device("cpu"), Config(), 90)
+    )
+    staged = {p.name for p in kernels.programs() if p.file == "linear_staged.cu"}
+    names = {"forward": "linear_staged_double", "to_input": "linear_staged_input_double"}
+    assert staged == {names[kind] for kind in which}
+
+
+@pytest.mark.parametrize("irreps", [*STAGED.values(), ("256x7o", "256x7o")], ids=str)
+def test_blocks_have_room_beside_one_another(irreps: tuple[str, str]) -> None:
+    """Of a multiprocessor's 228 KiB, 1 of which is the system's for each block."""
+    paths = paths_of(irreps)
+    for side in (paths, paths.turned):
+        tables = LinearTables(side, "double", architecture=90)
+        assert tables.layout.blocks * (tables.shared + 1024) <= 228 * 1024
+
+
+def test_no_devices_without_bulk_copies() -> None:
+    """Nor those where a ring would cost blocks."""
+    paths = paths_of(STAGED["MACE"])
+    for architecture in (0, 80, 89, 120):
+        assert not LinearTables(paths, "double", architecture=architecture).staged
