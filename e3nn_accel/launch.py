@@ -8,16 +8,15 @@ nothing waits for the device, and a launch can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import struct
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from e3nn_accel import argument_block
+from e3nn_accel.argument_block import ArgumentBlock, ReadyBlock
 from e3nn_accel.compat import (
     current_device_function,
     current_stream_function,
@@ -129,7 +128,7 @@ class LoadedProgram:
         self.program, self.binary, self.index = program, binary, index
         self._module = Module()
         with torch.cuda.device(index):
-            _driver_for_this_thread()
+            argument_block.driver_for_this_thread()
             with_memory(lambda: self._module.load(binary.image), index)
 
     def kernel(self, name: str, parameters: str) -> Kernel:
@@ -146,7 +145,7 @@ class LoadedProgram:
         if name not in self.program.entries:
             raise ValueError(f"{self.program.name} has {self.program.entries}, not {name!r}")
         with torch.cuda.device(self.index):
-            driver = _driver_for_this_thread()
+            driver = argument_block.driver_for_this_thread()
             function = with_memory(lambda: self._module.get_function(name), self.index)
             # A driver that loads lazily does it now and not within a launch that is being captured.
             with_memory(lambda: driver.funcGetAttribute(_REGISTERS, function.ptr), self.index)
@@ -171,7 +170,7 @@ class Kernel:
         self._launch: Callable[..., None] = driver.launchKernel
         self._count = len(parameters)
         self._pointers = tuple(n for n, letter in enumerate(parameters) if letter == "P")
-        self._block = _ArgumentBlock(parameters)
+        self._block = ArgumentBlock(parameters)
         self._shared_limit = 0
         self._stream_of = current_stream_function()
         self._current_device = current_device_function()
@@ -227,7 +226,7 @@ class Kernel:
             most: How many arguments come first; with each launch, as numbers.
             *rest: The others, likewise.
         """
-        ready = _ReadyBlock(self.parameters, most, rest)
+        ready = ReadyBlock(self.parameters, most, rest)
 
         def launch(*first: int | float) -> None:
             if self._current_device() != self.index:
@@ -258,47 +257,3 @@ class Kernel:
             if shared > limit:
                 self._driver.funcSetAttribute(self._function, _MAX_SHARED, shared)
         self._shared_limit = max(shared, limit)
-
-
-class _ArgumentBlock(threading.local):
-    """The arguments of one kernel as the driver wants them: an array of pointers to the values.
-
-    Each thread has its own (the engine of torch's autograd runs in threads), made at its first
-    launch, which is also where the thread gets its context.
-
-    Attributes:
-        own: What packs values into the thread's block, and the block's address.
-    """
-
-    def __init__(self, parameters: str) -> None:
-        layout = struct.Struct(f"@{parameters}")  # native alignment, as in a C struct
-        sizes = [struct.calcsize(letter) for letter in parameters]
-        ends = [struct.calcsize(f"@{parameters[: n + 1]}") for n in range(len(parameters))]
-        values = ctypes.create_string_buffer(max(layout.size, 1))
-        start = ctypes.addressof(values)
-        pointers = [start + end - size for end, size in zip(ends, sizes, strict=True)]
-        self._values = values
-        self._pointers = (ctypes.c_void_p * max(len(pointers), 1))(*pointers)
-        pack: Callable[..., None] = functools.partial(layout.pack_into, values, 0)
-        self.own = pack, ctypes.addressof(self._pointers)
-        _driver_for_this_thread()
-
-
-class _ReadyBlock(_ArgumentBlock):
-    """Of which only the first arguments are packed anew."""
-
-    def __init__(self, parameters: str, most: int, rest: tuple[int | float, ...]) -> None:
-        super().__init__(parameters)
-        pack, address = self.own
-        pack(*[0] * most, *rest)
-        first = struct.Struct(f"@{parameters[:most]}")
-        self.own = functools.partial(first.pack_into, self._values, 0), address
-
-
-def _driver_for_this_thread() -> Any:
-    """CuPy's driver module, with a context for this thread, which may not have used CUDA yet."""
-    from cupy_backends.cuda.api import driver, runtime
-
-    if driver.ctxGetCurrent() == 0:
-        runtime.memGetInfo()  # any call of the run-time library makes the device's context current
-    return driver

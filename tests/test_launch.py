@@ -15,7 +15,7 @@ import pytest
 import torch
 from kernel_programs import Compilations, axpy, fake_compiler
 
-from e3nn_accel import hookimpl, launch
+from e3nn_accel import argument_block, hookimpl, launch
 from e3nn_accel.compile import KernelProgram, Toolchain
 from e3nn_accel.config import Config
 from e3nn_accel.hookspecs import Event, KernelSource
@@ -75,7 +75,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
         fake.contexts += 1
         return fake
 
-    monkeypatch.setattr(launch, "_driver_for_this_thread", for_this_thread)
+    monkeypatch.setattr(argument_block, "driver_for_this_thread", for_this_thread)
     monkeypatch.setattr(launch, "current_stream_function", lambda: lambda index: 70 + index)
     monkeypatch.setattr(launch, "current_device_function", lambda: lambda: fake.device)
     return fake

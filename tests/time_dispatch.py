@@ -33,7 +33,7 @@ import torch
 from e3nn import o3
 
 import e3nn_accel
-from e3nn_accel import groupings, launch
+from e3nn_accel import argument_block, groupings, launch
 from e3nn_accel.backends import cuda
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
@@ -71,7 +71,7 @@ def without_a_device() -> ExitStack:
     changes: list[tuple[Any, str, Any]] = [
         (cuda.CudaBackend, "device_type", "cpu"),
         (cuda.CudaBackend, "available", lambda self: Availability(True)),
-        (launch, "_driver_for_this_thread", lambda: None),
+        (argument_block, "driver_for_this_thread", lambda: None),
         (launch, "current_device_function", lambda: lambda: 0),
         (launch, "current_stream_function", lambda: lambda index: 0),
         # on a device, groupings are found again by their tensor and its version, without a look at it
