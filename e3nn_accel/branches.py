@@ -123,7 +123,7 @@ class Early(Generic[Found]):
         return self.found
 
 
-_of_stream: dict[torch.cuda.Stream, Branches] = {}
+branches_of_streams: dict[torch.cuda.Stream, Branches] = {}
 """By each stream of a capture: autograd's thread, whose gradients are captured, too, has those of the forward."""
 
 
@@ -135,13 +135,13 @@ def branching(streams: Streams | None) -> Iterator[None]:
         return
     main = _current(streams.beside.device)
     branches = Branches(streams)
-    _of_stream.update(dict.fromkeys((main, *streams), branches))
+    branches_of_streams.update(dict.fromkeys((main, *streams), branches))
     try:
         yield
         branches.join(main)
     finally:
         for stream in (main, *streams):
-            del _of_stream[stream]
+            del branches_of_streams[stream]
 
 
 def is_ready(x: torch.Tensor) -> torch.Tensor:
@@ -155,7 +155,7 @@ def is_ready(x: torch.Tensor) -> torch.Tensor:
 def begun(find: Callable[[], Found], of: Sequence[torch.Tensor | None]) -> Early[Found]:
     """What ``find`` makes of these, which nothing differentiates; in a capture with branches as early as may be."""
     there = [t for t in of if t is not None]
-    branches = _branches_of(there[0]) if _of_stream and there else None
+    branches = _branches_of(there[0]) if branches_of_streams and there else None
     if branches is None or any(map(_fills_the_device, there)):
         return Early(find())
     return branches.find(find, there)
@@ -163,7 +163,7 @@ def begun(find: Callable[[], Found], of: Sequence[torch.Tensor | None]) -> Early
 
 def early(find: Callable[[], Found], of: Sequence[torch.Tensor | None]) -> Found:
     """The same, waited for."""
-    return begun(find, of).get() if _of_stream else find()
+    return begun(find, of).get() if branches_of_streams else find()
 
 
 def beside(run: Run) -> Run:
@@ -180,7 +180,7 @@ def beside(run: Run) -> Run:
 
 def _branches_of(x: torch.Tensor) -> Branches | None:
     """Of the capture that the current stream is of."""
-    return _of_stream.get(_current(x.device)) if _of_stream else None
+    return branches_of_streams.get(_current(x.device)) if branches_of_streams else None
 
 
 def _tensors_of(found: Any) -> list[torch.Tensor]:

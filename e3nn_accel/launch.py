@@ -99,6 +99,11 @@ def _new(shape: tuple[int, ...], strides: tuple[int, ...], like: torch.Tensor) -
     return _new_memory(shape, strides, like.dtype)
 
 
+def new_memory_of(device: torch.device) -> Callable[..., torch.Tensor] | None:
+    """What gives memory of a shape, strides and a dtype on this device, while it is the current one; None: nothing."""
+    return _new_memory if device.type == "cuda" else None
+
+
 def aligned(t: torch.Tensor) -> torch.Tensor:
     """As it is, or a copy where it begins in the middle of what a kernel copies at once."""
     return t if t.data_ptr() % COPY_BYTES == 0 else t.clone()
@@ -158,6 +163,8 @@ class Kernel:
     Attributes:
         parameters: The letters that `LoadedProgram.kernel` was given.
         index: Of the device.
+        arguments: Where they are packed for a launch.
+        current_device, stream_of: The current device's index, and the address of a device's current stream.
     """
 
     def __init__(self, driver: Any, function: Any, parameters: str, index: int) -> None:
@@ -170,10 +177,10 @@ class Kernel:
         self._launch: Callable[..., None] = driver.launchKernel
         self._count = len(parameters)
         self._pointers = tuple(n for n, letter in enumerate(parameters) if letter == "P")
-        self._block = ArgumentBlock(parameters)
+        self.arguments = ArgumentBlock(parameters)
         self._shared_limit = 0
-        self._stream_of = current_stream_function()
-        self._current_device = current_device_function()
+        self.stream_of = current_stream_function()
+        self.current_device = current_device_function()
 
     def __call__(
         self, grid: Dimensions, block: Dimensions, *arguments: Argument, shared: int = 0
@@ -193,7 +200,7 @@ class Kernel:
         """
         if 0 in grid:
             return
-        if self._current_device() != self.index:
+        if self.current_device() != self.index:
             with torch.cuda.device(self.index):
                 self(grid, block, *arguments, shared=shared)
             return
@@ -205,15 +212,35 @@ class Kernel:
         for n in self._pointers:
             tensor = values[n]
             values[n] = 0 if tensor is None else tensor.data_ptr()
-        pack, address = self._block.own
+        pack, address = self.arguments.own
         pack(*values)
         gx, gy, gz = grid
         bx, by, bz = block
-        stream = self._stream_of(self.index)
+        stream = self.stream_of(self.index)
         try:
             self._launch(self._function, gx, gy, gz, bx, by, bz, shared, stream, address, 0)
         except Exception as error:
-            self._with_room_made(error, *grid, *block, shared, stream, address)
+            launch = self.prepared(grid, block, shared)
+            self.with_room_made(error, launch, stream, address)
+
+    def prepared(
+        self, grid: Dimensions, block: Dimensions, shared: int = 0
+    ) -> Callable[[int, int, int], None]:
+        """A launch but for what changes: given the stream, the address of packed arguments, and 0.
+
+        Of kernels that are launched together on one device, with one look at it and at the stream.
+
+        Args:
+            grid: Blocks, in x, y and z: some.
+            block: Threads of a block, likewise.
+            shared: Bytes of dynamic shared memory of a block.
+        """
+        if shared > self._shared_limit:
+            if self.current_device() != self.index:
+                with torch.cuda.device(self.index):
+                    return self.prepared(grid, block, shared)
+            self._make_room(shared)
+        return functools.partial(self._launch, self._function, *grid, *block, shared)
 
     def again(
         self, grid: Dimensions, block: Dimensions, most: int, *rest: int | float
@@ -229,26 +256,27 @@ class Kernel:
         ready = ReadyBlock(self.parameters, most, rest)
 
         def launch(*first: int | float) -> None:
-            if self._current_device() != self.index:
+            if self.current_device() != self.index:
                 with torch.cuda.device(self.index):
                     launch(*first)
                 return
             pack, address = ready.own
             pack(*first)
-            stream = self._stream_of(self.index)
+            stream = self.stream_of(self.index)
             try:
                 self._launch(self._function, *grid, *block, 0, stream, address, 0)
             except Exception as error:
-                self._with_room_made(error, *grid, *block, 0, stream, address)
+                self.with_room_made(error, self.prepared(grid, block), stream, address)
 
         return launch
 
-    def _with_room_made(self, error: Exception, *shape_stream_and_address: int) -> None:
+    def with_room_made(
+        self, error: Exception, launch: Callable[[int, int, int], None], stream: int, address: int
+    ) -> None:
         """A launch that failed for want of memory, again; any other error is raised."""
         if not is_full(error):
             raise error
-        launch = (self._function, *shape_stream_and_address, 0)
-        with_memory(lambda: self._launch(*launch), self.index)
+        with_memory(lambda: launch(stream, address, 0), self.index)
 
     def _make_room(self, shared: int) -> None:
         """Raise the limit of dynamic shared memory; never lower it, for plans of one program have one function."""

@@ -224,11 +224,11 @@ def test_what_passes_between_streams_is_kept(device: Device) -> None:
     with branching(device.streams):
         out = run(x, w)
         (found,) = torch.autograd.grad(out.sin().sum(), x)
-        branch = branches._of_stream[device.main]  # type: ignore[index]
+        branch = branches.branches_of_streams[device.main]  # type: ignore[index]
         kept = [t.data_ptr() for t in branch._kept if isinstance(t, torch.Tensor)]
         assert {x.data_ptr(), out.data_ptr()} <= set(kept)
         assert (
             len(kept) == 5
         )  # x twice: as it was given, and as it was taken; with its gradient and that of out
-    assert not branches._of_stream
+    assert not branches.branches_of_streams
     torch.testing.assert_close(found, expected)

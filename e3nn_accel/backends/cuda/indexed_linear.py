@@ -44,7 +44,7 @@ def plan(d: TensorProductDescriptor, context: PlanContext) -> Plan | Refusal:
 
     def run_ordinary(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         by = sort.nodes(y)
-        return kernels.known_rows(x, flat(weight), (by.attrs, by.order, by.first))
+        return kernels.known_rows(x, weight, (by.attrs, by.order, by.first))
 
     def call_of(attrs: torch.Tensor) -> OneCall:
         """Of rows of these species, whose scalars are read where they were copied to when they were sorted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,12 +11,14 @@ from e3nn_accel.availability import architecture_of
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, rounded_to, slices_of
 from e3nn_accel.backends.cuda.indexed_linear_tables import HOPPER, LinearTables
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves, least_rows
+from e3nn_accel.backends.cuda.linear_in_halves_launch import Run, run_of_rows
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.share_sums import ShareSums
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.launch import Kernel, aligned, load_all, multiprocessors, new_rows
+from e3nn_accel.layout import flat
 from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
 
@@ -145,7 +148,7 @@ class IndexedLinearKernels:
         self._least_in_halves = least_rows(paths.species)
         self._kernels: dict[tuple[torch.device, Way], dict[str, tuple[Kernel, ...]]] = {}
         self._launches: dict[tuple[str, torch.Size, torch.Size, torch.device], _Launch] = {}
-        self._known: dict[int, _Launch] = {}  # of outputs, by rows: a plan has one device
+        self._known: dict[int, Run] = {}  # of outputs, by rows: a plan has one device
 
     def programs(self) -> tuple[KernelProgram, ...]:
         """What would be compiled, for many rows and for few."""
@@ -257,14 +260,22 @@ class IndexedLinearKernels:
         return self._launched(kind, launch, x, w, sorted_rows)
 
     def known_rows(self, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
-        """The output of x as by `rows`, of shapes and a device that it had before, but for the number of rows."""
-        rows = x.shape[0]
-        launch = self._known.get(rows)
-        if launch is None:
+        """The output of x as by `rows`, of shapes and a device that it had before, but for the number of rows.
+
+        All are in one piece, the weights in any shape.
+        """
+        run = self._known.get(x.shape[0])
+        if run is None:
             if len(self._known) >= MOST_LAUNCHES:
                 self._known.clear()
-            launch = self._known[rows] = self._launch_of("forward", x.shape, w.shape, x.device)
-        return self._launched("forward", launch, x, w, sorted_rows)
+            run = self._known[x.shape[0]] = self._run_of(x, w)
+        return run(x, w, sorted_rows)
+
+    def _run_of(self, x: torch.Tensor, w: torch.Tensor) -> Run:
+        launch = self._launch_of("forward", x.shape, flat(w).shape, x.device)
+        if launch.halves is None:
+            return partial(self._launched, "forward", launch)
+        return run_of_rows(launch.halves, launch.kernels, x.shape[0], x.device)
 
     def _launched(
         self, kind: str, launch: _Launch, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows

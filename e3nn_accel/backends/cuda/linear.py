@@ -47,7 +47,7 @@ def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
         return out.reshape(*leading, *columns) if columns else unflat(out, leading)
 
     def run_ordinary(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return call.kernels.known_rows(x, flat(weight), ALIKE)
+        return call.kernels.known_rows(x, weight, ALIKE)
 
     def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
         x, weight, bias = operands

@@ -90,7 +90,13 @@ def least_rows(species: int) -> int:
 
 
 class LinearInHalves:
-    """Kernels of one side of a linear: its output of its input, or its input's gradient of the output's."""
+    """Kernels of one side of a linear: its output of its input, or its input's gradient of the output's.
+
+    Attributes:
+        whole: Whether all of a row of the result is written.
+        room_for_halves: Numbers that the halves of the weights take.
+        cutters: Blocks that cut the weights.
+    """
 
     def __init__(self, side: MatrixPaths, architecture: int) -> None:
         self.side, self.cut = side, cut_of(side, architecture)
@@ -98,11 +104,11 @@ class LinearInHalves:
         self._by_dim = side.items_by_dim(self.cut.columns)
         self._blocks = [(self.cut.rows // dim, here) for dim, _, here in self._by_dim]
         self._classes = side.species + 1 if side.species else 0
-        self._whole = side.covered == side.out_row
+        self.whole = side.covered == side.out_row
         of_items = len(self._items) * self.cut.columns
         matrices = max(1, side.species)
-        self._room_for_halves = matrices * (self._chunks * CHUNK * self.cut.columns + of_items)
-        self._cutters = (of_items // COLUMNS_OF_A_CUTTER, matrices, 1)
+        self.room_for_halves = matrices * (self._chunks * CHUNK * self.cut.columns + of_items)
+        self.cutters = (of_items // COLUMNS_OF_A_CUTTER, matrices, 1)
         self.entries = ENTRIES_BY_SPECIES if side.species else ENTRIES
 
     @classmethod
@@ -111,7 +117,7 @@ class LinearInHalves:
         copies = side.copies(BYTES)
         if not copies["X_COPY"] == copies["OUT_COPY"] == 4:
             return False
-        return not side.species or BYTES * cls(side, architecture)._room_for_halves <= MOST_ROOM
+        return not side.species or BYTES * cls(side, architecture).room_for_halves <= MOST_ROOM
 
     def _chunked_items(self) -> list[tuple[int, int, int, int]]:
         """(first path, end, first column, first chunk) of each block of a grid's column."""
@@ -135,7 +141,7 @@ class LinearInHalves:
         return {dim: pitch(dim, BYTES, of_weights=False, depth=self.cut.depth) for dim in dims}
 
     @cached_property
-    def _shared(self) -> int:
+    def shared(self) -> int:
         """Bytes of shared memory: the ring, or results on their way out."""
         rows, columns, depth, stages = self.cut[:4]
         ring = stages * (self._room + depth * columns)
@@ -208,19 +214,19 @@ class LinearInHalves:
         # two calls where one with `*sorted_rows` would do: that takes a microsecond
         if not self._classes:
             halves = early(lambda: self._halved(halve_weights, w), (w,))
-            out = new_rows(x, rows, columns) if self._whole else x.new_zeros((rows, columns))
-            product((blocks, 1, 1), BLOCK, x, halves, rows, out, shared=self._shared)
+            out = new_rows(x, rows, columns) if self.whole else x.new_zeros((rows, columns))
+            product((blocks, 1, 1), BLOCK, x, halves, rows, out, shared=self.shared)
             return out
         attrs, order, first = sorted_rows
         halves = early(lambda: self._halved(halve_weights, w, first), (w, first))
-        out = new_rows(x, rows, columns) if self._whole else x.new_zeros((rows, columns))
+        out = new_rows(x, rows, columns) if self.whole else x.new_zeros((rows, columns))
         product(
-            (blocks, 1, 1), BLOCK, x, attrs, order, first, halves, rows, out, shared=self._shared
+            (blocks, 1, 1), BLOCK, x, attrs, order, first, halves, rows, out, shared=self.shared
         )
         return out
 
     def _halved(self, kernel: Kernel, w: torch.Tensor, *first: torch.Tensor | None) -> torch.Tensor:
         """The weights, of each species that has rows."""
-        halves = new_rows(w, 1, self._room_for_halves)
-        kernel(self._cutters, CUTTERS, w, *first, halves)
+        halves = new_rows(w, 1, self.room_for_halves)
+        kernel(self.cutters, CUTTERS, w, *first, halves)
         return halves
