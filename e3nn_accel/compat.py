@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
+import torch.fx
 import torch.utils.checkpoint
 
 from e3nn_accel.tensor_keys import OfTensors
@@ -100,6 +101,7 @@ functorch_transform: Callable[[], object] = torch._C._functorch.peek_interpreter
 _CPU = torch.device("cpu")
 _forward_ad: Any = torch.autograd.forward_ad
 _hooks: Any = torch.nn.modules.module
+_fx: Any = torch.fx._symbolic_trace
 
 
 any_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
@@ -215,6 +217,32 @@ def module_hooks(module: torch.nn.Module) -> bool:
         or fields.get("_backward_hooks")
         or fields.get("_backward_pre_hooks")
     )
+
+
+def is_plain_call(module: torch.nn.Module, forward: Any) -> bool:
+    """Whether a call of it comes to this forward and nothing else, but for what `likeness_of` sees.
+
+    Which are torch.jit's tracing and functorch's transforms: no tensors are alike then. The rest is asked in one step,
+    since a call at a glance takes little longer than `e3nn_accel.guard` does, which has the reasons.
+    """
+    fields = module.__dict__
+    try:
+        return not (
+            type(module).forward is not forward
+            or "forward" in fields
+            or fields["_forward_hooks"]
+            or fields["_forward_pre_hooks"]
+            or fields["_backward_hooks"]
+            or fields["_backward_pre_hooks"]
+            or _hooks._global_forward_hooks
+            or _hooks._global_forward_pre_hooks
+            or _hooks._global_backward_hooks
+            or _hooks._global_backward_pre_hooks
+            or _forward_ad._current_level >= 0
+            or _fx._is_fx_tracing_flag
+        )
+    except (AttributeError, KeyError):  # pickles of old torch, or a torch with other names
+        return False
 
 
 def original_forward(cls: type[torch.nn.Module]) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 from e3nn_accel import compat, selfcheck
 from e3nn_accel.by_choice import first_tensor, has_too_few_rows, reason_for_stock
+from e3nn_accel.compat import is_plain_call
 from e3nn_accel.config import Config
 from e3nn_accel.errors import AccelError
 from e3nn_accel.graphs.calls import ModelCalls
@@ -66,6 +67,11 @@ class Dispatcher:
             runner = runner_of(module) or self.runner_for(module, stock_forward)
             if runner.config is None or suspended():
                 return stock_call(module, args, kwargs)
+            ordinary = runner.ordinary
+            if ordinary is not None and not kwargs and is_plain_call(module, runner.stock_forward):
+                taken = ordinary.take(module, args)
+                if taken is not None:
+                    return taken
             if one_backend and self.left_by_choice(target, runner, first_tensor(args, kwargs)):
                 return stock_call(module, args, kwargs)
             return self.call(module, runner, target, args, kwargs)
@@ -123,11 +129,6 @@ class Dispatcher:
         reason = program_transform() or own_behaviour(module, runner.stock_forward) or runner.left
         if reason:
             return self.stock(module, runner, reason, args, kwargs)
-        ordinary = runner.ordinary
-        if ordinary is not None and not kwargs:
-            taken = ordinary.take(module, args)
-            if taken is not None:
-                return taken
         assert runner.config is not None
         try:
             call = target.bind(module, *args, **kwargs)

@@ -292,6 +292,114 @@ def test_transforms_and_hooks(case: Case, backend: Noting) -> None:
     assert not backend.noted
 
 
+Call = Callable[[], Any]
+
+
+def traced(call: Call) -> None:
+    torch.jit.trace(lambda y: (call(), y + 1)[1], torch.ones(1), check_trace=False)
+
+
+def traced_by_fx(call: Call) -> None:
+    class Leaves(torch.fx.Tracer):
+        def is_leaf_module(self, *of: object) -> bool:
+            return True
+
+        def path_of_module(self, module: torch.nn.Module) -> str:
+            return "it"
+
+    Leaves().trace(lambda y: (call(), y + 1)[1])
+
+
+def within_vmap(call: Call) -> None:
+    torch.vmap(lambda y: (call(), y)[1])(torch.ones(2))
+
+
+def within_a_gradient(call: Call) -> None:
+    torch.func.grad(lambda y: (call(), y.sum())[1])(torch.ones(2))
+
+
+def within_a_jvp(call: Call) -> None:
+    torch.func.jvp(lambda y: (call(), y)[1], (torch.ones(2),), (torch.ones(2),))
+
+
+def with_dual_numbers(call: Call) -> None:
+    with torch.autograd.forward_ad.dual_level():
+        call()
+
+
+AROUND = (
+    traced, traced_by_fx, within_vmap, within_a_gradient, within_a_jvp, with_dual_numbers,
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("around", AROUND, ids=lambda around: around.__name__)
+def test_while_a_program_is_transformed(
+    case: Case, backend: Noting, around: Callable[[Call], None]
+) -> None:
+    """Calls with tensors that are no part of it, too; known again afterwards."""
+    case.module.requires_grad_(False)
+    first_call(case)
+    given, outs = case.arguments(), []
+
+    def call() -> None:
+        with torch.no_grad():
+            outs.append(case.module(*given))
+
+    around(call)
+    assert len(outs) == 1
+    assert not backend.noted
+    call()
+    assert len(backend.noted) == 1
+
+
+HOOKS = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("of_all", [False, True], ids=["its own", "of all modules"])
+def test_hooks_of_any_kind(case: Case, backend: Noting, hook: str, of_all: bool) -> None:
+    case.module.requires_grad_(False)
+    first_call(case)
+    register = (
+        getattr(torch.nn.modules.module, f"register_module_{hook}")
+        if of_all
+        else getattr(case.module, f"register_{hook}")
+    )
+    handle = register(lambda *of: None)
+    try:
+        first_call(case)
+    finally:
+        handle.remove()
+    assert not backend.noted
+    first_call(case)
+    assert len(backend.noted) == 1
+
+
+def test_a_forward_of_its_own(case: Case, backend: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assigned to the instance or to its class, and taken away again."""
+    first_call(case)
+    given = case.arguments()
+    with torch.no_grad():
+        case.module.forward = lambda *of: "of the instance"
+        assert case.module(*given) == "of the instance"
+        del case.module.forward
+        with monkeypatch.context() as patched:
+            patched.setattr(type(case.module), "forward", lambda *of: "of the class")
+            assert case.module(*given) == "of the class"
+        case.module(*given)
+    assert len(backend.noted) == 1
+
+
+def test_hooks_that_old_pickles_lack(case: Case, backend: Noting) -> None:
+    """As torch before 2.0 wrote them: the long way."""
+    first_call(case)
+    hooks = case.module.__dict__.pop("_backward_pre_hooks")
+    first_call(case)
+    case.module.__dict__["_backward_pre_hooks"] = hooks
+    assert not backend.noted
+
+
 @pytest.mark.parametrize("change", ["shape", "dtype", "strides"])
 def test_weights_of_another_kind(case: Case, backend: Noting, change: str) -> None:
     first_call(case)

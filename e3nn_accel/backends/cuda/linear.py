@@ -31,6 +31,7 @@ def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
     if isinstance(paths, str):
         return Refusal("cuda", paths)
     call = OneCall(IndexedLinearKernels(paths, str(d), context))
+    known_rows = call.kernels.known_rows
     dim_in, own_dims = dim_of(wide.irreps_in), 1 if d.f_in is None else 2
     columns = () if d.f_in is None else (d.f_out or 1, dim_of(d.irreps_out))
     biased = wide.bias_numel > 0
@@ -47,7 +48,7 @@ def plan(d: LinearDescriptor, context: PlanContext) -> Plan | Refusal:
         return out.reshape(*leading, *columns) if columns else unflat(out, leading)
 
     def run_ordinary(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return call.kernels.known_rows(x, weight, ALIKE)
+        return known_rows(x, weight, ALIKE)
 
     def gradients(g: torch.Tensor, operands: Tensors, wanted: tuple[bool, ...]) -> Tensors | None:
         x, weight, bias = operands
