@@ -20,7 +20,6 @@ from e3nn_accel.argument_block import ArgumentBlock, ReadyBlock
 from e3nn_accel.compat import (
     current_device_function,
     current_stream_function,
-    new_memory_function,
 )
 from e3nn_accel.compile import KernelProgram, Toolchain
 from e3nn_accel.config import Config
@@ -36,9 +35,6 @@ Dimensions = tuple[int, int, int]
 COPY_BYTES = 16
 """Of the largest copy to shared memory, and what bulk copies are multiples of; where one may begin is aligned to it."""
 _REGISTERS, _MAX_SHARED = 4, 8  # CUfunction_attribute
-
-_new_memory = new_memory_function()
-_current_device = current_device_function()
 
 _lock = ForkSafeLock()
 _loaded: dict[tuple[KernelProgram, int], LoadedProgram] = {}
@@ -80,28 +76,6 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-def new_rows(like: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Memory as ``like.new_empty((rows, columns))``, on the current CUDA device in two thirds of the time."""
-    return _new((rows, columns), (columns, 1), like)
-
-
-def new_matrices(like: torch.Tensor, count: int, rows: int, columns: int) -> torch.Tensor:
-    """The same of ``(count, rows, columns)``."""
-    return _new((count, rows, columns), (rows * columns, columns, 1), like)
-
-
-def _new(shape: tuple[int, ...], strides: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    index = like.get_device()
-    if index < 0 or _new_memory is None or index != _current_device():
-        return like.new_empty(shape)
-    return _new_memory(shape, strides, like.dtype)
-
-
-def new_memory_of(device: torch.device) -> Callable[..., torch.Tensor] | None:
-    """What gives memory of a shape, strides and a dtype on this device, while it is the current one; None: nothing."""
-    return _new_memory if device.type == "cuda" else None
 
 
 def aligned(t: torch.Tensor) -> torch.Tensor:

@@ -197,7 +197,8 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS + 32 * COPIERS, BLOCKS)
-linear_staged(const real* __restrict__ x, const real* __restrict__ weights, long long rows, real* __restrict__ out) {
+linear_staged(const real* __restrict__ x, const real*, const int*, const int*, const real* __restrict__ weights, long long rows,
+              real* __restrict__ out) {
     extern __shared__ __align__(16) real memory[];
     __shared__ Slots slots;
     long long block = blockIdx.x;

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 import e3nn_accel
-from e3nn_accel import launch, switch
+from e3nn_accel import new_memory, switch
 
 Operands = dict[str, torch.Tensor]
 Function = Callable[[Operands], torch.Tensor]
@@ -172,7 +172,7 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         assert bool(torch.empty(1).isnan()), "this torch doesn't fill memory"
-        with mock.patch.object(launch, "_new_memory", None):  # which doesn't
+        with mock.patch.object(new_memory, "_new_memory", None):  # which doesn't
             yield
     finally:
         torch.use_deterministic_algorithms(before)

@@ -16,6 +16,7 @@ from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, indexed_linear_tables
 from e3nn_accel.backends.cuda.indexed_linear_layout import STEPS_TO_CUT, slices_of
+from e3nn_accel.backends.cuda.indexed_linear_rows import LaunchOfRows
 from e3nn_accel.backends.cuda.indexed_linear_tables import LinearTables
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.descriptor import LinearDescriptor, TensorProductDescriptor
@@ -108,7 +109,7 @@ def test_order_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rule(irreps: tuple[str, str], rows: int, slices: int) -> None:
     """As many blocks as a device keeps busy, of sums that are long."""
     side = paths(*irreps)
-    kernels = indexed_linear_launch._Rows.of(LinearTables(side, "float", few=True))
+    kernels = LaunchOfRows.of(LinearTables(side, "float", few=True))
     assert kernels.sliced == (kernels.steps >= STEPS_TO_CUT)
     found = slices_of(kernels.blocks(rows), kernels.steps, H200) if kernels.sliced else 1
     assert found == slices
@@ -132,13 +133,13 @@ def test_short_sums_know_nothing_of_slices() -> None:
 def test_blocks_that_have_something_to_do() -> None:
     """Of a species, tiles may be cut short; of rows that aren't told apart, the last one alone."""
     tables = LinearTables(paths("4x0e+4x1o", "4x0e+70x1o"), "float", few=True)
-    linear = indexed_linear_launch._Rows.of(tables)
+    linear = LaunchOfRows.of(tables)
     assert linear.blocks(72) == 3 + 2 * 8
     descriptor = registry().describe(product(("4x0e", "3x0e", "4x0e")), "tensor_product")
     assert isinstance(descriptor, TensorProductDescriptor)
     indexed = MatrixPaths.of(descriptor)
     assert isinstance(indexed, MatrixPaths)
-    of_indexed = indexed_linear_launch._Rows.of(LinearTables(indexed, "float", few=True))
+    of_indexed = LaunchOfRows.of(LinearTables(indexed, "float", few=True))
     assert of_indexed.blocks(72) == 2 + 4
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.launch import Kernel, load_all, new_matrices
+from e3nn_accel.launch import Kernel, load_all
+from e3nn_accel.new_memory import new_matrices
 from e3nn_accel.plan import PlanContext
 
 GROUP = 4

@@ -20,7 +20,8 @@ from e3nn_accel.backends.cuda.contraction_schedule import (
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.groupings import NodesBySpecies
-from e3nn_accel.launch import Dimensions, Kernel, aligned, load_all, multiprocessors, new_rows
+from e3nn_accel.launch import Dimensions, Kernel, aligned, load_all, multiprocessors
+from e3nn_accel.new_memory import new_rows
 from e3nn_accel.ops.contraction import Pair, Wanted
 from e3nn_accel.plan import PlanContext
 

@@ -9,6 +9,7 @@ import torch
 
 from e3nn_accel.availability import architecture_of
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, rounded_to, slices_of
+from e3nn_accel.backends.cuda.indexed_linear_rows import LaunchOfRows
 from e3nn_accel.backends.cuda.indexed_linear_tables import HOPPER, LinearTables
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves, least_rows
 from e3nn_accel.backends.cuda.linear_in_halves_launch import Run, run_of_rows
@@ -17,8 +18,9 @@ from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.share_sums import ShareSums
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.launch import Kernel, aligned, load_all, multiprocessors, new_rows
+from e3nn_accel.launch import Kernel, aligned, load_all, multiprocessors
 from e3nn_accel.layout import flat
+from e3nn_accel.new_memory import new_rows
 from e3nn_accel.ops.weighted import KINDS
 from e3nn_accel.plan import PlanContext
 
@@ -33,60 +35,11 @@ ENTRIES = {
     "to_input": ("indexed_linear", "PPPPPqP"),
     "to_weight": ("indexed_linear_weights", "PPPPPqP"),
 }
-STAGED = ("linear_staged", "PPqP")
+STAGED = ("linear_staged", "PPPPPqP")
 MOST_LAUNCHES = 256
 """That are remembered: edges come and go, and with them rows."""
 Way = Literal["few", "many", "halves"]
 """How rows are taken: cut finely; in larger tiles; in these by halves, where a side has kernels for that."""
-
-
-class _Rows(NamedTuple):
-    """What a launch over rows needs to know.
-
-    Attributes:
-        row: Numbers of a row of the result.
-        whole: Whether all of them are written.
-        items: Blocks of a tile of nodes, for all components.
-        nodes: Of a tile that is full, at least.
-        unfilled: Tiles that aren't, at most: one of each class.
-        by_dim: For each number of components of a channel, nodes of a tile that is full, and blocks of it.
-        sliced: Whether the longest sum can be shared by blocks.
-        steps: Of that sum.
-        block: Threads.
-        shared: Bytes of dynamic shared memory.
-        staged: Whether warps copy for the others; the kernel doesn't ask for what sorts rows then.
-    """
-
-    row: int
-    whole: bool
-    items: int
-    nodes: int
-    unfilled: int
-    by_dim: tuple[tuple[int, int], ...]
-    sliced: bool
-    steps: int
-    block: tuple[int, int, int]
-    shared: int
-    staged: bool
-
-    @classmethod
-    def of(cls, tables: LinearTables) -> _Rows:
-        """Of the kernel with these tables."""
-        side, layout = tables.paths, tables.layout
-        pairs, row, items = layout.rows, side.out_row, side.row_items(layout.columns)
-        by_dim = tuple((pairs // dim, here) for dim, _, here in side.items_by_dim(layout.columns))
-        return cls(
-            row, side.covered == row, len(items), pairs // side.widest, side.species + 1, by_dim,
-            tables.sliced, max(map(side.steps, items)), (layout.threads, 1, 1), tables.shared,
-            tables.staged,
-        )  # fmt: skip
-
-    def blocks(self, rows: int) -> int:
-        """That have something to do, at most; as the kernel counts them."""
-        unfilled, found = min(rows, self.unfilled), 0
-        for nodes, here in self.by_dim:  # a loop: a generator takes twice as long, at every call
-            found += (rows // nodes + unfilled) * here
-        return found
 
 
 class _Launch(NamedTuple):
@@ -99,7 +52,6 @@ class _Launch(NamedTuple):
         shape: Of the result, those of each slice after the other.
         whole: Whether all of it is written.
         block, shared: Threads, and bytes of dynamic shared memory.
-        staged: Whether the kernel takes nothing that sorts rows.
     """
 
     halves: LinearInHalves | None
@@ -110,7 +62,6 @@ class _Launch(NamedTuple):
     whole: bool
     block: tuple[int, int, int] = (128, 1, 1)
     shared: int = 0
-    staged: bool = False
 
 
 class IndexedLinearKernels:
@@ -127,7 +78,7 @@ class IndexedLinearKernels:
             for kind, side in self.sides.items()
             for few in (False, True)
         }
-        self._rows = {which: _Rows.of(tables) for which, tables in self._tables.items()}
+        self._rows = {which: LaunchOfRows.of(tables) for which, tables in self._tables.items()}
         self._tiles = len(paths.weight_items())
         self._of_dw = of_weights = LinearTables(paths, self.real, of_weights=True)
         self._block, self._shared = (of_weights.layout.threads, 1, 1), of_weights.shared
@@ -209,7 +160,7 @@ class IndexedLinearKernels:
                 return found["to_weight"][0]
         return self._loaded("to_weight", device, self._ways[0])[0]
 
-    def _way(self, rows: int, processors: int, fine: _Rows) -> Way:
+    def _way(self, rows: int, processors: int, fine: LaunchOfRows) -> Way:
         # few leave a device without work unless they are cut finely
         if not rows or rows // fine.nodes * fine.items <= FEW_BLOCKS * processors:
             return "few"
@@ -236,15 +187,7 @@ class IndexedLinearKernels:
             slices = slices_of(blocks, cut.steps, processors)
         shape_of_all = (slices * rows, cut.row)
         return _Launch(
-            None,
-            kernels,
-            blocks,
-            slices,
-            shape_of_all,
-            cut.whole,
-            cut.block,
-            cut.shared,
-            cut.staged,
+            None, kernels, blocks, slices, shape_of_all, cut.whole, cut.block, cut.shared
         )
 
     def rows(
@@ -280,13 +223,13 @@ class IndexedLinearKernels:
     def _launched(
         self, kind: str, launch: _Launch, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows
     ) -> torch.Tensor:
-        halves, kernels, blocks, slices, shape, whole, block, shared, staged = launch
+        halves, kernels, blocks, slices, shape, whole, block, shared = launch
         if halves is not None:
             return halves.rows(kernels, blocks, aligned(x), w, sorted_rows)
         rows, columns = shape
         out = new_rows(x, rows, columns) if whole else x.new_zeros(shape)
         kernels[0](
-            (blocks, slices, 1), block, aligned(x), *(() if staged else sorted_rows), aligned(w),
+            (blocks, slices, 1), block, aligned(x), *sorted_rows, aligned(w),
             x.shape[0], out, shared=shared,
         )  # fmt: skip
         return out if slices == 1 else self._slices[kind].sum(out.view(slices, x.shape[0], columns))

@@ -16,7 +16,8 @@ from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each
 from e3nn_accel.branches import early
 from e3nn_accel.compile import KernelProgram
-from e3nn_accel.launch import Kernel, new_rows
+from e3nn_accel.launch import Kernel
+from e3nn_accel.new_memory import new_rows
 
 ENTRIES = (("halve_weights", "PP"), ("linear_in_halves", "PPqP"))
 ENTRIES_BY_SPECIES = (("halve_weights", "PPP"), ("linear_in_halves", "PPPPPqP"))

@@ -13,7 +13,8 @@ import torch
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows
 from e3nn_accel.backends.cuda.linear_in_halves import BLOCK, CUTTERS, LinearInHalves
 from e3nn_accel.branches import branches_of_streams
-from e3nn_accel.launch import COPY_BYTES, Kernel, aligned, new_memory_of
+from e3nn_accel.launch import COPY_BYTES, Kernel, aligned
+from e3nn_accel.new_memory import new_memory_of
 
 Run = Callable[[torch.Tensor, torch.Tensor, SortedRows], torch.Tensor]
 """Of rows, of weights, and of how the rows are sorted."""
