@@ -45,6 +45,8 @@ class HostDriver:
         *sizes, shared, stream, arguments, _ = rest
         kernel = self._kernels[function]
         self.fails(kernel.name)
+        if 0 in sizes:
+            raise HostError(f"{kernel.name}: a launch of nothing, {sizes}")
         time.sleep(1e-4)  # as the real one, lets other threads run before it reads arguments
         grid, block = ((ctypes.c_uint * 3)(*sizes[n : n + 3]) for n in (0, 3))
         with self._running:

@@ -8,11 +8,12 @@ from typing import Literal, NamedTuple
 import torch
 
 from e3nn_accel.availability import architecture_of
+from e3nn_accel.backends.cuda.indexed_linear_known import Run, run_of_kernel
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, rounded_to, slices_of
 from e3nn_accel.backends.cuda.indexed_linear_rows import LaunchOfRows
 from e3nn_accel.backends.cuda.indexed_linear_tables import HOPPER, LinearTables
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves, least_rows
-from e3nn_accel.backends.cuda.linear_in_halves_launch import Run, run_of_rows
+from e3nn_accel.backends.cuda.linear_in_halves_launch import run_of_rows
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.share_sums import ShareSums
@@ -216,9 +217,13 @@ class IndexedLinearKernels:
 
     def _run_of(self, x: torch.Tensor, w: torch.Tensor) -> Run:
         launch = self._launch_of("forward", x.shape, flat(w).shape, x.device)
-        if launch.halves is None:
-            return partial(self._launched, "forward", launch)
-        return run_of_rows(launch.halves, launch.kernels, x.shape[0], x.device)
+        halves, kernels, blocks, slices, shape, whole, block, shared = launch
+        if halves is not None:
+            return run_of_rows(halves, kernels, x.shape[0], x.device)
+        run = partial(self._launched, "forward", launch)
+        if slices > 1 or not whole:
+            return run
+        return run_of_kernel(kernels[0], (blocks, 1, 1), block, shared, shape, x, run)
 
     def _launched(
         self, kind: str, launch: _Launch, x: torch.Tensor, w: torch.Tensor, sorted_rows: SortedRows

@@ -10,14 +10,13 @@ from collections.abc import Callable
 
 import torch
 
+from e3nn_accel.backends.cuda.indexed_linear_known import Run
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows
 from e3nn_accel.backends.cuda.linear_in_halves import BLOCK, CUTTERS, LinearInHalves
 from e3nn_accel.branches import branches_of_streams
 from e3nn_accel.launch import COPY_BYTES, Kernel, aligned
 from e3nn_accel.new_memory import new_memory_of
 
-Run = Callable[[torch.Tensor, torch.Tensor, SortedRows], torch.Tensor]
-"""Of rows, of weights, and of how the rows are sorted."""
 NewMemory = Callable[..., torch.Tensor]
 REAL = torch.float32
 
