@@ -62,44 +62,22 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
         advance(ahead);
     };
 
-    // Where this thread's rows begin in the left tile. Those without a node are the last one's, and not used.
     int begins[DOWN][2];
-#pragma unroll
-    for (int i = 0; i < DOWN; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-            begins[i][half] = min(own_row(i, half) / dim, count - 1) * pitch + own_row(i, half) % dim + lane % 4 * dim;
-
+    own_begins<DIM>(count, begins);
     real sums[DOWN][ACROSS][4] = {};
-    // Columns of two groups lie together, as `column_of` has it.
-    auto powers_in = [&](const real* halves) { return halves + (long long)CHUNKS * SLICE + number * COLUMNS + lane % 4 * 4; };
     // Where MIXED: of the species that is summed over, the rows' scalars and the columns' powers.
     real factor[DOWN][2];
     const real* own_powers;
-    struct HalvedRows {
-        unsigned high[STEPS][4], low[STEPS][4];
-        real scale[2];
-    };
     unsigned any_low[DOWN][2] = {};
     auto halved_rows = [&](const real* left, real constant, int i, HalvedRows& to) {
-        real of_rows[2][STEPS][4];
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-#pragma unroll
-            for (int step = 0; step < STEPS; step++)
-#pragma unroll
-                for (int n = 0; n < 4; n++) of_rows[half][step][n] = left[begins[i][half] + (step * CHUNK + n * 4) * dim];
         unsigned exponents[2];
-        exponents_of_rows(of_rows, exponents);
+        halve_rows<DIM>(left, begins[i], to, exponents);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             if constexpr (MIXED)
                 to.scale[half] = constant * factor[i][half] * __uint_as_float(exponents[half]);
             else
                 to.scale[half] = constant * power_down(exponents[half]);
-#pragma unroll
-            for (int step = 0; step < STEPS; step++)
-                halve_row(of_rows[half][step], power_up(exponents[half]), to.high[step], to.low[step], half);
         }
         gather_low(to.low, any_low[i]);
     };
@@ -169,18 +147,8 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
             if (step.channel == 0 && step.path < item.end) constant = PATH[step.path].scale;
         }
     };
-    auto make_up = [&] {
-        bool two_products = WHOLE_CHANNELS;
-        for (int path = item.first; !WHOLE_CHANNELS && path < item.end; path++) two_products |= PATH[path].channels > CHUNK;
-#pragma unroll
-        for (int i = 0; i < DOWN; i++) {
-            const Lost lost = lost_bits(any_low[i], STEPS == 2 && two_products);
-#pragma unroll
-            for (int j = 0; j < ACROSS; j++)
-#pragma unroll
-                for (int n = 0; n < 4; n++) sums[i][j][n] = made_up(sums[i][j][n], lost, j, n);
-        }
-    };
+    bool two_products = WHOLE_CHANNELS;
+    for (int path = item.first; !WHOLE_CHANNELS && path < item.end; path++) two_products |= PATH[path].channels > CHUNK;
 #if SORTED
     if constexpr (MIXED) {
         for (int species = 0; (species = next_species(rows.tile, species, SPECIES)) < SPECIES; species++) {
@@ -189,16 +157,16 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
 #pragma unroll
                 for (int half = 0; half < 2; half++)
                     factor[i][half] = rows.attrs[rows[min(own_row(i, half) / dim, count - 1)] * SPECIES + species];
-            own_powers = powers_in(halves + species * OF_SPECIES);
+            own_powers = powers_in(halves + species * OF_SPECIES, number);
             right_from = halves + species * OF_SPECIES + (long long)item.chunk * SLICE + t * TOGETHER;
             step = ahead = {item.first, 0, to.channels};
             sum_over_channels();
             __syncthreads();
         }
-        make_up();
+        make_up(sums, any_low, two_products);
     } else {
         sum_over_channels();
-        make_up();
+        make_up(sums, any_low, two_products);
 #pragma unroll
         for (int i = 0; i < DOWN; i++)
 #pragma unroll
@@ -210,16 +178,8 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
     }
 #else
     sum_over_channels();
-    make_up();
+    make_up(sums, any_low, two_products);
 #endif
-    const real* powers = powers_in(halves);
-#pragma unroll
-    for (int j = 0; !MIXED && j < ACROSS; j += 2) {
-        const float4 power = *reinterpret_cast<const float4*>(powers + j * 8);
-#pragma unroll
-        for (int i = 0; i < DOWN; i++)
-#pragma unroll
-            for (int n = 0; n < 4; n++) sums[i][j][n] *= n % 2 ? power.y : power.x, sums[i][j + 1][n] *= n % 2 ? power.w : power.z;
-    }
+    if constexpr (!MIXED) multiply_by_powers(sums, powers_in(halves, number));
     write_results<DIM>(sums, rows, to, item.column, out, memory);
 }

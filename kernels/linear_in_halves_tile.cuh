@@ -1,6 +1,7 @@
-// A block's tile of a linear by halves: how W's halves lie, which rows it has, and how results leave it. See linear_in_halves.cu.
+// A tile of a linear by halves: how W's halves lie, which rows it has, how these are cut, and how results leave it. See linear_in_halves.cu.
 #pragma once
 
+#include "halves.cuh"
 #include "pipeline.cuh"
 #include "real.cuh"
 
@@ -46,8 +47,88 @@ __device__ __forceinline__ int chunks_of(const Path& path) { return (path.channe
 
 // Which of the tile's rows this thread has sums of: of its warp's, the one in the first or second 8 of the 16 that are number i.
 __device__ __forceinline__ int own_row(int i, int half) {
-    const int t = threadIdx.x, lane = t % 32;
+    const int t = threadIdx.x % THREADS, lane = t % 32;
     return t / 32 * (ROWS / WARPS) + i * 16 + half * 8 + lane / 4;
+}
+
+// Where this thread's rows begin in the left tile. Those without a node are the last one's, and not used.
+template <int DIM>
+__device__ __forceinline__ void own_begins(int count, int (&begins)[DOWN][2]) {
+#pragma unroll
+    for (int i = 0; i < DOWN; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            begins[i][half] = min(own_row(i, half) / DIM, count - 1) * PITCH<DIM> + own_row(i, half) % DIM + threadIdx.x % 4 * DIM;
+}
+
+struct HalvedRows {
+    unsigned high[STEPS][4], low[STEPS][4];
+    real scale[2];  // of the sums of products
+};
+
+// Cuts a step's numbers of this lane's two rows, which begin there. Their powers of two are put in place of scales.
+template <int DIM>
+__device__ __forceinline__ void halve_rows(const real* left, const int (&begins)[2], HalvedRows& to, unsigned (&exponents)[2]) {
+    real of_rows[2][STEPS][4];
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int step = 0; step < STEPS; step++)
+#pragma unroll
+            for (int n = 0; n < 4; n++) of_rows[half][step][n] = left[begins[half] + (step * CHUNK + n * 4) * DIM];
+    exponents_of_rows(of_rows, exponents);
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int step = 0; step < STEPS; step++)
+            halve_row(of_rows[half][step], power_up(exponents[half]), to.high[step], to.low[step], half);
+}
+
+// For what rounding towards zero lost, when all short sums have been added (halves.cuh).
+__device__ __forceinline__ void make_up(real (&sums)[DOWN][ACROSS][4], const unsigned (&any_low)[DOWN][2], bool two_products) {
+#pragma unroll
+    for (int i = 0; i < DOWN; i++) {
+        const Lost lost = lost_bits(any_low[i], STEPS == 2 && two_products);
+#pragma unroll
+        for (int j = 0; j < ACROSS; j++)
+#pragma unroll
+            for (int n = 0; n < 4; n++) sums[i][j][n] = made_up(sums[i][j][n], lost, j, n);
+    }
+}
+
+// Where this lane's columns' powers of two lie. Columns of two groups lie together, as `column_of` has it.
+__device__ __forceinline__ const real* powers_in(const real* halves, int number) {
+    return halves + (long long)CHUNKS * SLICE + number * COLUMNS + threadIdx.x % 4 * 4;
+}
+
+__device__ __forceinline__ void multiply_by_powers(real (&sums)[DOWN][ACROSS][4], const real* powers) {
+#pragma unroll
+    for (int j = 0; j < ACROSS; j += 2) {
+        const float4 power = *reinterpret_cast<const float4*>(powers + j * 8);
+#pragma unroll
+        for (int i = 0; i < DOWN; i++)
+#pragma unroll
+            for (int n = 0; n < 4; n++) sums[i][j][n] *= n % 2 ? power.y : power.x, sums[i][j + 1][n] *= n % 2 ? power.w : power.z;
+    }
+}
+
+// Writes a tile's scalars from registers, in full sectors: columns of the output block of path `to` from number `column` on.
+__device__ __forceinline__ void write_scalars(const real (&sums)[DOWN][ACROSS][4], const Rows rows, const Path to, int column,
+                                              real* __restrict__ out) {
+#pragma unroll
+    for (int i = 0; i < DOWN; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            if (own_row(i, half) >= rows.count) continue;
+            real* row = out + rows[own_row(i, half)] * OUT_ROW + to.out + column + threadIdx.x % 4 * 4;
+#pragma unroll
+            for (int j = 0; j < ACROSS; j += 2) {
+                const real *one = sums[i][j] + 2 * half, *next = sums[i][j + 1] + 2 * half;
+                const float4 four = make_float4(one[0], one[1], next[0], next[1]);
+                float4* to_here = reinterpret_cast<float4*>(row + j * 8);
+                SCALARS ? __stcs(to_here, four) : void(*to_here = four);
+            }
+        }
 }
 
 // Writes a tile's results, columns of the output block of path `to` from number `column` on.
@@ -56,23 +137,7 @@ __device__ __forceinline__ void write_results(const real (&sums)[DOWN][ACROSS][4
                                               real* __restrict__ out, real* memory) {
     constexpr int dim = DIM;
     const int t = threadIdx.x, lane = t % 32, count = rows.count;
-    if constexpr (DIM == 1 && WHOLE_COLUMNS) {
-#pragma unroll
-        for (int i = 0; i < DOWN; i++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                if (own_row(i, half) >= count) continue;
-                real* row = out + rows[own_row(i, half)] * OUT_ROW + to.out + column + lane % 4 * 4;
-#pragma unroll
-                for (int j = 0; j < ACROSS; j += 2) {
-                    const real *one = sums[i][j] + 2 * half, *next = sums[i][j + 1] + 2 * half;
-                    const float4 four = make_float4(one[0], one[1], next[0], next[1]);
-                    float4* to_here = reinterpret_cast<float4*>(row + j * 8);
-                    SCALARS ? __stcs(to_here, four) : void(*to_here = four);
-                }
-            }
-        return;
-    }
+    if constexpr (DIM == 1 && WHOLE_COLUMNS) return write_scalars(sums, rows, to, column, out);
     // A node's columns with all components come to lie as they do in `out`.
     __syncthreads();
 #pragma unroll

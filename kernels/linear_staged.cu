@@ -18,11 +18,11 @@
 // Bytes, 8 to a number: 8 N (x + out), x for further columns and W once a tile of nodes from the second-level cache, for the blocks of a
 // tile of nodes are neighbours in the grid.
 //
-// plan.cuh: as in indexed_linear.cu. Channels fill steps, columns fill tiles, and all that is copied begins at multiples of 16 bytes.
+// plan.cuh and parameters: as in indexed_linear.cu; there is nothing that sorts rows. Channels fill steps, columns fill tiles, and all that is copied begins at multiples of 16 bytes.
 
 #include "plan.cuh"
 #include "matrix_tile.cuh"
-#include "pipeline.cuh"
+#include "slots.cuh"
 
 constexpr int WARPS = THREADS / 32;
 // Of threads that copy, and of those that multiply: in all what a multiprocessor has.
@@ -41,19 +41,6 @@ template <int DIM>
 constexpr int OUT_PITCH = TILE * DIM + 4;
 static_assert(WHOLE_CHANNELS && WHOLE_COLUMNS && X_COPY == 2 && W_COPY == 2 && OUT_COPY == 2, "as bulk copies have them");
 
-struct Slots {
-    Barrier full[STAGES], empty[STAGES], together;
-};
-
-// A slot's number, and which of its turns it is.
-struct Turn {
-    int slot = 0;
-    unsigned parity = 0;
-    __device__ __forceinline__ void advance() {
-        if (++slot == STAGES) slot = 0, parity ^= 1;
-    }
-};
-
 struct Tile {
     long long begin;  // first row of x and out
     int count;        // nodes
@@ -62,11 +49,11 @@ struct Tile {
 // Those that copy go through all steps, a slot after it was read: of nodes and of lines of W each warp has every COPIERS-th.
 template <int DIM>
 __device__ __forceinline__ void copy_steps(const Item& item, const Tile tile, const real* __restrict__ x, const real* __restrict__ weights,
-                                           real* memory, Slots& slots) {
+                                           real* memory, Slots<STAGES>& slots) {
     constexpr int of_node = DEPTH * DIM, of_line = TILE * sizeof(real);
     const int t = threadIdx.x - THREADS, warp = number_of_warp() - WARPS;
     const int nodes = (tile.count - warp + COPIERS - 1) / COPIERS;
-    Turn turn;
+    Turn<STAGES> turn;
     for (int p = item.first; p < item.end; p++) {
         const Path path = PATH[p];
         const real* left_from = x + (tile.begin + warp) * IN_ROW + path.in;
@@ -78,7 +65,7 @@ __device__ __forceinline__ void copy_steps(const Item& item, const Tile tile, co
         const real* right_from = weights + path.weight + warp * (long long)path.columns + item.column;
 #endif
         for (int channel = 0; channel < path.channels; channel += DEPTH) {
-            wait(slots.empty[turn.slot], turn.parity ^ 1);  // the first turns find it so
+            wait_until_empty(slots, turn);
             Barrier& full = slots.full[turn.slot];
             real *left = memory + turn.slot * SLOT, *right = left + LEFT_ROOM;
             if (one_of_warp()) {
@@ -109,7 +96,7 @@ __device__ __forceinline__ void copy_steps(const Item& item, const Tile tile, co
 
 // The others multiply what is there.
 template <int DIM>
-__device__ __forceinline__ void multiply_steps(Sums& sums, const Item& item, const Tile tile, const real* memory, Slots& slots) {
+__device__ __forceinline__ void multiply_steps(Sums& sums, const Item& item, const Tile tile, const real* memory, Slots<STAGES>& slots) {
     constexpr int nodes = ROWS / DIM;
     // Where this thread's rows begin in the left tile. Those without a node, or a component, are not used.
     int begins[DOWN][2];
@@ -120,11 +107,11 @@ __device__ __forceinline__ void multiply_steps(Sums& sums, const Item& item, con
             const int row = own_row(i, half);
             begins[i][half] = min(row % nodes, tile.count - 1) * PITCH<DIM> + min(row / nodes, DIM - 1) + own_depth(0, 0) * DIM;
         }
-    Turn turn;
+    Turn<STAGES> turn;
     for (int p = item.first; p < item.end; p++) {
         const Path path = PATH[p];
         for (int channel = 0; channel < path.channels; channel += DEPTH) {
-            wait(slots.full[turn.slot], turn.parity);
+            wait_until_full(slots, turn);
             const real *left = memory + turn.slot * SLOT, *right = left + LEFT_ROOM;
             auto of_left = [&](int i, int half, int at, int n) {
                 const real number = left[begins[i][half] + (own_depth(at, n) - own_depth(0, 0)) * DIM];
@@ -134,8 +121,7 @@ __device__ __forceinline__ void multiply_steps(Sums& sums, const Item& item, con
                 return TRANSPOSED ? right[right_column(j) * RIGHT_PITCH + own_depth(at, n)] : right[own_depth(at, n) * RIGHT_PITCH + right_column(j)];
             };
             add_products(sums, of_left, of_right);
-            __syncwarp();
-            if (EVERY_THREAD_ARRIVES || threadIdx.x % 32 == 0) arrive(slots.empty[turn.slot]);
+            was_read(slots, turn);
             turn.advance();
         }
     }
@@ -147,7 +133,7 @@ __device__ __forceinline__ void write_results(const Sums& sums, const Item& item
                                               Barrier& together) {
     constexpr int nodes = ROWS / DIM;
     const Path to = PATH[item.first];
-    arrive(together), wait(together, 0);  // all have read their last step
+    meet(together, 0);  // all have read their last step
 #pragma unroll
     for (int i = 0; i < DOWN; i++)
 #pragma unroll
@@ -162,7 +148,7 @@ __device__ __forceinline__ void write_results(const Sums& sums, const Item& item
                 for (int n = 0; n < 2; n++) here[(own_column(j) + n) * DIM] = factor * sums[i][j][2 * half + n];
         }
     fence_for_engines();
-    arrive(together), wait(together, 1);
+    meet(together, 1);
     if (one_of_warp()) {
         for (int node = threadIdx.x / 32; node < tile.count; node += WARPS)
             copy_out(out + (tile.begin + node) * OUT_ROW + to.out + item.column * DIM, memory + node * OUT_PITCH<DIM>, TILE * DIM * sizeof(real));
@@ -173,15 +159,16 @@ __device__ __forceinline__ void write_results(const Sums& sums, const Item& item
 
 template <int DIM>
 __device__ __forceinline__ void tile_of(const Item& item, int number, const real* __restrict__ x, const real* __restrict__ weights,
-                                        long long rows, real* __restrict__ out, real* memory, Slots& slots) {
+                                        long long rows, real* __restrict__ out, real* memory, Slots<STAGES>& slots,
+                                        Barrier& together) {
     constexpr int nodes = ROWS / DIM;
     const int t = threadIdx.x;
     const Tile tile = {(long long)number * nodes, (int)min((long long)nodes, rows - (long long)number * nodes)};
     if (tile.count <= 0) return;
     if (t < STAGES) {
         barrier_init(slots.full[t], COPIERS + (TRANSPOSED ? 32 * COPIERS : 0));
-        barrier_init(slots.empty[t], EVERY_THREAD_ARRIVES ? THREADS : WARPS);
-        if (t == 0) barrier_init(slots.together, THREADS);
+        barrier_init(slots.empty[t], READER * WARPS);
+        if (t == 0) barrier_init(together, THREADS);
         fence_for_engines();
     }
     __syncthreads();
@@ -189,7 +176,7 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
         take_registers<MANY_REGISTERS>();
         Sums sums = {};
         multiply_steps<DIM>(sums, item, tile, memory, slots);
-        write_results<DIM>(sums, item, tile, out, memory, slots.together);
+        write_results<DIM>(sums, item, tile, out, memory, together);
     } else {
         leave_registers<FEW_REGISTERS>();
         copy_steps<DIM>(item, tile, x, weights, memory, slots);
@@ -200,14 +187,15 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32 * COPIERS, BLOCKS)
 linear_staged(const real* __restrict__ x, const real*, const int*, const int*, const real* __restrict__ weights, long long rows,
               real* __restrict__ out) {
     extern __shared__ __align__(16) real memory[];
-    __shared__ Slots slots;
+    __shared__ Slots<STAGES> slots;
+    __shared__ Barrier together;
     long long block = blockIdx.x;
-#define OF_DIM(DIM, FIRST, HERE)                                                                                  \
-    {                                                                                                             \
-        const long long blocks = HERE * (rows / (ROWS / DIM) + min(rows, 1ll));                                   \
-        if (block < blocks)                                                                                       \
-            return tile_of<DIM>(ITEM[FIRST + block % HERE], block / HERE, x, weights, rows, out, memory, slots); \
-        block -= blocks;                                                                                          \
+#define OF_DIM(DIM, FIRST, HERE)                                                                                            \
+    {                                                                                                                       \
+        const long long blocks = HERE * (rows / (ROWS / DIM) + min(rows, 1ll));                                             \
+        if (block < blocks)                                                                                                 \
+            return tile_of<DIM>(ITEM[FIRST + block % HERE], block / HERE, x, weights, rows, out, memory, slots, together); \
+        block -= blocks;                                                                                                    \
     }
     DIMS(OF_DIM)
 }

@@ -39,9 +39,9 @@ IN_HALVES = {
 """Rows that are copied four numbers at a time."""
 
 STAGED = {
-    "one step": ("16x1o", "128x1o"),
+    "few steps": ("32x1o", "128x1o"),
     "MACE": ("128x0e+128x1o", "128x0e+128x1o"),
-    "several paths": ("48x0e+16x2e+128x1o+32x0e", "256x0e+128x2e+128x1o"),
+    "several paths": ("96x0e+32x2e+128x1o+32x0e", "256x0e+128x2e+128x1o"),
     "degree 7": ("128x7o", "128x7o"),
 }
 """Whose channels fill steps and whose columns fill tiles."""

@@ -1,4 +1,4 @@
-"""o3.Linear in float64 with warps that copy for the others, on the CPU, where copies are as late as they may be."""
+"""o3.Linear on Hopper, with warps that copy for the others, on the CPU, where copies are as late as they may be."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from comparison import accelerated, draw
 from linear_parity import STAGED, built, check
 from slow_cases import slow_but
 
-from e3nn_accel.backends.cuda import indexed_linear_launch
+from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels
 from e3nn_accel.backends.cuda.indexed_linear_tables import LinearTables
+from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.config import Config
 from e3nn_accel.descriptor import LinearDescriptor
@@ -39,36 +40,67 @@ def paths_of(irreps: tuple[str, str]) -> MatrixPaths:
     return paths
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("rows", slow_but([1, 64, 70, 150], 70))
 @pytest.mark.parametrize("case", STAGED)
-def test_values_and_derivatives(case: str, rows: int) -> None:
+def test_values_and_derivatives(case: str, rows: int, dtype: torch.dtype) -> None:
     """A tile of one node, full tiles, and one that isn't; to the second derivative."""
     module = built(*STAGED[case])
-    check(module, draw((rows, module.irreps_in.dim), 3).requires_grad_(), torch.float64)
+    check(module, draw((rows, module.irreps_in.dim), 3).requires_grad_(), dtype)
 
 
+@pytest.mark.parametrize("multiprocessors", [1, 2, 1000])
+def test_blocks_that_stay(multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has every so manyth tile, however many blocks there are; some have none."""
+    monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: multiprocessors)
+    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
+    module = built("128x0e+128x1o", "128x0e+256x1o")
+    check(module, draw((150, module.irreps_in.dim), 3).requires_grad_(), torch.float32)
+
+
+def without_copiers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of float64 the kernels of other devices, of float32 those of blocks that don't stay."""
+    if dtype == torch.float64:
+        monkeypatch.setattr(indexed_linear_launch, "architecture_of", lambda device: 80)
+    else:
+        cut = linear_in_halves.Cut(64, 128, 32, 2, 3, warpgroups=True)
+        monkeypatch.setattr(linear_in_halves, "cut_of", lambda *of: cut)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", STAGED)
-def test_the_same_bits_as_without(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bits_as_without(
+    case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same products are added in the same order."""
-    module = built(*STAGED[case])
-    x = draw((70, module.irreps_in.dim), 3).requires_grad_()
+    module = built(*STAGED[case]).to(dtype)
+    x = draw((70, module.irreps_in.dim), 3, dtype).requires_grad_()
     found = []
-    for architecture in (90, 80):
-        monkeypatch.setattr(
-            indexed_linear_launch, "architecture_of", lambda device, of=architecture: of
-        )
+    for _ in range(2):
         with accelerated(backend="cuda", self_check=False):
             out = module(x)
             found.append((out.detach(), *torch.autograd.grad(out.square().sum(), x)))
+        without_copiers(dtype, monkeypatch)
     for ours, other in zip(*found, strict=True):
         assert torch.equal(ours, other)
+
+
+def test_what_is_not_finite_stays_in_its_row() -> None:
+    """In room that had another tile's rows before."""
+    module = built("128x0e+128x1o", "128x0e+128x1o").float()
+    x = draw((150, module.irreps_in.dim), 1, torch.float32)
+    x[3, 0], x[5, 200] = float("inf"), float("nan")
+    with accelerated(backend="cuda", self_check=False), torch.no_grad():
+        finite = torch.isfinite(module(x)).all(1)
+    assert finite.tolist() == [n not in (3, 5) for n in range(150)]
 
 
 @pytest.mark.parametrize(
     ("irreps", "which"),
     [
         (("128x0e+128x1o", "128x0e+128x1o"), {"forward", "to_input"}),
-        (("64x0e", "1280x0e"), {"forward"}),  # dx would have half a tile of columns
+        (("64x0e", "1280x0e"), {"forward", "to_input"}),  # of 64 columns
+        (("48x0e", "1280x0e"), {"forward"}),
         (("8x0e", "128x0e"), set()),
         (("128x0e", "128x0e+4x1o"), {"forward", "to_input"}),
         (("128x0e+1x1o", "128x0e"), set()),  # rows of an odd length
@@ -86,11 +118,14 @@ def test_which_are(irreps: tuple[str, str], which: set[str]) -> None:
 
 @pytest.mark.parametrize("irreps", [*STAGED.values(), ("256x7o", "256x7o")], ids=str)
 def test_blocks_have_room_beside_one_another(irreps: tuple[str, str]) -> None:
-    """Of a multiprocessor's 228 KiB, 1 of which is the system's for each block."""
+    """Of a multiprocessor's 228 KiB, 1 of which is the system's for each block, and as much is left for barriers."""
     paths = paths_of(irreps)
     for side in (paths, paths.turned):
         tables = LinearTables(side, "double", architecture=90)
-        assert tables.layout.blocks * (tables.shared + 1024) <= 228 * 1024
+        assert tables.layout.blocks * (tables.shared + 1280) <= 228 * 1024
+        halves = LinearInHalves(side, 90)
+        assert halves.cut.multipliers == 3 or not side.whole("columns", 128)
+        assert halves.cut.blocks * (halves.shared + 1280) <= 228 * 1024
 
 
 def test_no_devices_without_bulk_copies() -> None:
@@ -98,3 +133,4 @@ def test_no_devices_without_bulk_copies() -> None:
     paths = paths_of(STAGED["MACE"])
     for architecture in (0, 80, 89, 120):
         assert not LinearTables(paths, "double", architecture=architecture).staged
+        assert not LinearInHalves(paths, architecture).cut.multipliers

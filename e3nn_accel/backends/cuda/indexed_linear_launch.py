@@ -181,7 +181,9 @@ class IndexedLinearKernels:
         kernels = self._loaded(kind, device, way)
         halves = self._halves.get(kind) if way == "halves" else None
         if halves is not None:
-            return _Launch(halves, kernels, halves.blocks(rows), 1, (rows, side.out_row), True)
+            return _Launch(
+                halves, kernels, halves.blocks(rows, processors), 1, (rows, side.out_row), True
+            )
         cut = self._rows[kind, way == "few"]
         blocks, slices = cut.blocks(rows), 1
         if cut.sliced and rows:

@@ -44,10 +44,12 @@ def _layout_of_doubles(paths: MatrixPaths, of_weights: bool, architecture: int) 
     scattered = paths.scattered(8)
     if of_weights or scattered:
         return Layout(TILE, 2, stages=2 if scattered else 3)
-    if paths.species or not paths.whole("columns", 2 * TILE):
-        return Layout(TILE, 3, stages=3)
     copiers = COPIERS if architecture == HOPPER and paths.whole("channels", DEPTH) else 0
-    return Layout(TILE, 2, columns=2 * TILE, stages=3, copiers=copiers)
+    if not paths.species and paths.whole("columns", 2 * TILE):
+        return Layout(TILE, 2, columns=2 * TILE, stages=3, copiers=copiers)
+    if paths.species or not paths.whole("columns", TILE):
+        copiers = 0
+    return Layout(TILE, 3, stages=3, copiers=copiers)
 
 
 @dataclass(frozen=True)

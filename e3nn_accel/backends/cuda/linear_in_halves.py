@@ -21,8 +21,11 @@ from e3nn_accel.new_memory import new_rows
 
 ENTRIES = (("halve_weights", "PP"), ("linear_in_halves", "PPqP"))
 ENTRIES_BY_SPECIES = (("halve_weights", "PPP"), ("linear_in_halves", "PPPPPqP"))
-CUTTERS, BLOCK = (256, 1, 1), (128, 1, 1)
+CUTTERS = (256, 1, 1)
+WARPGROUP = 128
 COLUMNS_OF_A_CUTTER = 8
+COLUMNS_THAT_LEAVE = 64
+"""At once, of blocks that stay: AT_ONCE in linear_in_halves_staged.cu."""
 BYTES = 4
 HOPPER = 90
 CHUNK = 16
@@ -52,6 +55,8 @@ class Cut(NamedTuple):
         blocks: Of a multiprocessor: what registers are bounded by.
         warpgroups: Whether tensor cores take the products of four warps together, as they do in Hopper alone.
         columns_at_once: Whose products a warpgroup asks for together, 64 or 128; 0 for all.
+        multipliers: Warpgroups that multiply, of a block that stays and has tile after tile, beside one that copies for
+            them; 0: blocks of one warpgroup have a tile each, and copy for themselves.
     """
 
     rows: int
@@ -61,15 +66,20 @@ class Cut(NamedTuple):
     blocks: int
     warpgroups: bool = False
     columns_at_once: int = 0
+    multipliers: int = 0
 
 
 def cut_of(side: MatrixPaths, architecture: int) -> Cut:
     """Found by tests/gpu/tune_linear.py on an H100, and of warpgroups on an H200, all without species.
 
-    With them a warpgroup asks for 64 columns at once, because 772 bytes are spilled otherwise, and 120 so.
+    With species a warpgroup asks for 64 columns at once, because 772 bytes are spilled otherwise, and 120 so.
     """
     columns = max(path.columns for path in side.paths)
     if architecture == HOPPER:
+        if not side.species and side.whole("channels", 32) and side.whole("columns", 128):
+            return Cut(
+                rows=64, columns=128, depth=32, stages=2, blocks=1, warpgroups=True, columns_at_once=64, multipliers=3
+            )  # fmt: skip
         if columns > 64:
             # short sums spend much of their time where tiles begin and end, beside which a fourth block has work
             short = not side.species and side.widest > 1 and side.longest <= SHORT
@@ -97,6 +107,7 @@ class LinearInHalves:
         whole: Whether all of a row of the result is written.
         room_for_halves: Numbers that the halves of the weights take.
         cutters: Blocks that cut the weights.
+        block: Threads of one that multiplies.
     """
 
     def __init__(self, side: MatrixPaths, architecture: int) -> None:
@@ -105,6 +116,7 @@ class LinearInHalves:
         self._by_dim = side.items_by_dim(self.cut.columns)
         self._blocks = [(self.cut.rows // dim, here) for dim, _, here in self._by_dim]
         self._classes = side.species + 1 if side.species else 0
+        self.block = (WARPGROUP * (1 + self.cut.multipliers), 1, 1)
         self.whole = side.covered == side.out_row
         of_items = len(self._items) * self.cut.columns
         matrices = max(1, side.species)
@@ -143,16 +155,18 @@ class LinearInHalves:
 
     @cached_property
     def shared(self) -> int:
-        """Bytes of shared memory: the ring, or results on their way out."""
+        """Bytes of shared memory: the ring, or results on their way out; of blocks that stay, both."""
         rows, columns, depth, stages = self.cut[:4]
         ring = stages * (self._room + depth * columns)
+        if self.cut.multipliers:
+            return BYTES * self.cut.multipliers * (ring + rows * (COLUMNS_THAT_LEAVE + 4))
         return BYTES * max(ring, rows * (columns + 4))
 
     def program(self, suffix: str, description: str) -> KernelProgram:
         """What is compiled."""
         return KernelProgram(
             f"{'indexed_' if self.side.species else ''}linear_in_halves{suffix}",
-            "linear_in_halves.cu",
+            f"linear_in_halves{'_staged' if self.cut.multipliers else ''}.cu",
             tuple(entry for entry, _ in self.entries),
             self._header(),
             ("TRANSPOSED=1",) if self.side.transposed else (),
@@ -177,6 +191,7 @@ class LinearInHalves:
                     "BLOCKS": self.cut.blocks,
                     "WARPGROUPS": int(self.cut.warpgroups),
                     "COLUMNS_AT_ONCE": self.cut.columns_at_once or self.cut.columns,
+                    **({"MULTIPLIERS": self.cut.multipliers} if self.cut.multipliers else {}),
                     "WHOLE_CHANNELS": side.whole("channels", self.cut.depth),
                     "WHOLE_COLUMNS": side.whole("columns", self.cut.columns),
                     "LEFT_ROOM": self._room,
@@ -194,12 +209,13 @@ class LinearInHalves:
         ]
         return "\n".join(lines) + "\n"
 
-    def blocks(self, rows: int) -> int:
-        """Of so many rows; where they are sorted, that have something to do, at most."""
-        if not self._classes:
-            return sum(-(-rows // nodes) * here for nodes, here in self._blocks)
-        unfilled = min(rows, self._classes)
-        return sum((rows // nodes + unfilled) * here for nodes, here in self._blocks)
+    def blocks(self, rows: int, processors: int) -> int:
+        """Of so many rows: of sorted ones, that have something to do, at most; that stay, one to a multiprocessor."""
+        if self._classes:
+            unfilled = min(rows, self._classes)
+            return sum((rows // nodes + unfilled) * here for nodes, here in self._blocks)
+        tiles = sum(-(-rows // nodes) * here for nodes, here in self._blocks)
+        return min(tiles, max(1, processors)) if self.cut.multipliers else tiles
 
     def rows(
         self,
@@ -216,13 +232,22 @@ class LinearInHalves:
         if not self._classes:
             halves = early(lambda: self._halved(halve_weights, w), (w,))
             out = new_rows(x, rows, columns) if self.whole else x.new_zeros((rows, columns))
-            product((blocks, 1, 1), BLOCK, x, halves, rows, out, shared=self.shared)
+            product((blocks, 1, 1), self.block, x, halves, rows, out, shared=self.shared)
             return out
         attrs, order, first = sorted_rows
         halves = early(lambda: self._halved(halve_weights, w, first), (w, first))
         out = new_rows(x, rows, columns) if self.whole else x.new_zeros((rows, columns))
         product(
-            (blocks, 1, 1), BLOCK, x, attrs, order, first, halves, rows, out, shared=self.shared
+            (blocks, 1, 1),
+            self.block,
+            x,
+            attrs,
+            order,
+            first,
+            halves,
+            rows,
+            out,
+            shared=self.shared,
         )
         return out
 

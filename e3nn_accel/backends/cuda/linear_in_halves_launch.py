@@ -12,9 +12,9 @@ import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_known import Run
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows
-from e3nn_accel.backends.cuda.linear_in_halves import BLOCK, CUTTERS, LinearInHalves
+from e3nn_accel.backends.cuda.linear_in_halves import CUTTERS, LinearInHalves
 from e3nn_accel.branches import branches_of_streams
-from e3nn_accel.launch import COPY_BYTES, Kernel, aligned
+from e3nn_accel.launch import COPY_BYTES, Kernel, aligned, multiprocessors
 from e3nn_accel.new_memory import new_memory_of
 
 NewMemory = Callable[..., torch.Tensor]
@@ -25,24 +25,29 @@ def run_of_rows(
     halved: LinearInHalves, kernels: tuple[Kernel, ...], rows: int, device: torch.device
 ) -> Run:
     """What `LinearInHalves.rows` does with so many rows, not none, each tensor in one piece on the kernels' device."""
-    blocks, new_memory = halved.blocks(rows), new_memory_of(device)
+    blocks, new_memory = halved.blocks(rows, multiprocessors(device)), new_memory_of(device)
 
     def run(x: torch.Tensor, w: torch.Tensor, by: SortedRows) -> torch.Tensor:
         return halved.rows(kernels, blocks, aligned(x), w, by)
 
     if new_memory is None or not halved.whole:
         return run
-    return _with_one_look(halved, kernels, rows, new_memory, run)
+    return _with_one_look(halved, kernels, rows, blocks, new_memory, run)
 
 
 def _with_one_look(
-    halved: LinearInHalves, kernels: tuple[Kernel, ...], rows: int, new_memory: NewMemory, run: Run
+    halved: LinearInHalves,
+    kernels: tuple[Kernel, ...],
+    rows: int,
+    blocks: int,
+    new_memory: NewMemory,
+    run: Run,
 ) -> Run:
     """The same; left to ``run`` while another device is current, or a capture has branches."""
     cutter, product = kernels
     index, current_device, stream_of = product.index, product.current_device, product.stream_of
     cut = cutter.prepared(halved.cutters, CUTTERS)
-    multiply = product.prepared((halved.blocks(rows), 1, 1), BLOCK, halved.shared)
+    multiply = product.prepared((blocks, 1, 1), halved.block, halved.shared)
     of_cutter, of_product = cutter.arguments, product.arguments
     room, columns, one = (halved.room_for_halves,), halved.side.out_row, (1,)
     size, strides = (rows, columns), (columns, 1)
