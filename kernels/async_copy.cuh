@@ -20,6 +20,10 @@ __device__ __forceinline__ void copy_async(real* to, const real* from, int valid
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(BYTES), "r"(bytes) : "memory");
 }
 
+// Addresses that follow from this one are constants away from it, where the compiler would keep each in a register.
+template <class T>
+__device__ __forceinline__ void count_from(T*& address) { asm("" : "+l"(address)); }
+
 __device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Until all but the latest NEWER groups have arrived.

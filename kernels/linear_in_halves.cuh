@@ -3,10 +3,9 @@
 
 #include "async_copy.cuh"
 #include "halves.cuh"
+#include "linear_in_halves_ring.cuh"
 #include "linear_in_halves_tile.cuh"
 #include "warpgroups.cuh"
-
-constexpr int RIGHT_COPIES = STEPS * SLICE / TOGETHER / THREADS;
 
 // A block's work on these rows for item `number`. MIXED: they may have any of the tile's species, each with a scalar of its own.
 template <int DIM, bool MIXED>
@@ -26,7 +25,8 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
 #else
     const real* left_from;
 #endif
-    const real* right_from = halves + (long long)item.chunk * SLICE + t * TOGETHER;
+    RightCopies right_copies;
+    right_copies.begin(halves + (long long)item.chunk * SLICE);
     struct Place {
         int path, channel, channels;
     } step = {item.first, 0, to.channels}, ahead = step;
@@ -36,8 +36,10 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
         step.channel = 0;
         if (++step.path < item.end) step.channels = PATH[step.path].channels;
     };
-    auto fetch = [&](real* left) {
+    // What step n from this one on takes, if there is one.
+    auto fetch = [&](real* left, int n) {
         if (ahead.path >= item.end) return;
+        if (BY_ENGINE) right_copies.ask(left + LEFT_ROOM, n % (STAGES - 1));
 #if SORTED
         if (ahead.channel == 0) left_from = PATH[ahead.path].in + at;
         auto from = [&](int i) { return x + rows[first_node + i * AT_ONCE] * IN_ROW + left_from; };
@@ -53,12 +55,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
                 copy_async<TOGETHER>(left + node * pitch + at, valid ? from(i) : x, valid);
         }
         left_from += DEPTH * dim;
-#pragma unroll
-        for (int i = 0; i < RIGHT_COPIES; i++) {
-            const int e = i * THREADS * TOGETHER;
-            copy_async<TOGETHER>(left + LEFT_ROOM + t * TOGETHER + e, right_from + e, TOGETHER);
-        }
-        right_from += STEPS * SLICE;
+        if (!BY_ENGINE) right_copies.ask(left + LEFT_ROOM, n);
         advance(ahead);
     };
 
@@ -126,23 +123,24 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
 #endif
     };
 
+    RingSlots slots(memory);
     auto sum_over_channels = [&] {
-        int slot = 0, slot_ahead = (STAGES - 1) * SLOT;
+        slots.begin();
         real constant = to.scale;
 #pragma unroll
         for (int n = 0; n < STAGES - 1; n++) {
-            fetch(memory + n * SLOT);
+            fetch(slots[n], n);
             close_copies();
         }
         while (step.path < item.end) {
             wait_for_copies<STAGES - 2>();
-            if (WARPGROUPS) fence_for_engines();  // W, which tensor cores read themselves
+            right_copies.wait_here();
             __syncthreads();
-            fetch(memory + slot_ahead);
+            fetch(slots[STAGES - 1], STAGES - 1);
             close_copies();
-            const real* left = memory + slot;
+            const real* left = slots[0];
             multiply(left, left + LEFT_ROOM, constant);
-            slot_ahead = slot, slot = slot == (STAGES - 1) * SLOT ? 0 : slot + SLOT;
+            slots.next(), right_copies.next();
             advance(step);
             if (step.channel == 0 && step.path < item.end) constant = PATH[step.path].scale;
         }
@@ -158,7 +156,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
                 for (int half = 0; half < 2; half++)
                     factor[i][half] = rows.attrs[rows[min(own_row(i, half) / dim, count - 1)] * SPECIES + species];
             own_powers = powers_in(halves + species * OF_SPECIES, number);
-            right_from = halves + species * OF_SPECIES + (long long)item.chunk * SLICE + t * TOGETHER;
+            right_copies.begin(halves + species * OF_SPECIES + (long long)item.chunk * SLICE);
             step = ahead = {item.first, 0, to.channels};
             sum_over_channels();
             __syncthreads();

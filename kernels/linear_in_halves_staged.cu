@@ -39,6 +39,8 @@ struct Own {
     Barrier together;
 };
 
+constexpr int MOST_COMPONENTS = 15;
+
 struct Progress {
     Turn<STAGES> turn;
     unsigned meetings = 0;
@@ -48,12 +50,14 @@ template <int DIM>
 __device__ __forceinline__ void copy_tile(const Item& item, const Rows rows, const real* __restrict__ x, const real* __restrict__ halves,
                                           real* ring, Slots<STAGES>& slots, Turn<STAGES>& turn) {
     constexpr int of_node = DEPTH * DIM, of_columns = STEPS * SLICE;
-    constexpr int parts = DEPTH / TOGETHER, nodes_at_once = 32 / parts;
+    // Of scalars a lane's copies, the same part of every so manyth node.
+    constexpr int parts = DEPTH / TOGETHER, at_once = 32 / parts;
     const int lane = threadIdx.x % 32, own_node = lane / parts, at = lane % parts * TOGETHER;
     const real* right_from = halves + (long long)item.chunk * SLICE;
     for (int p = item.first; p < item.end; p++) {
         const Path path = PATH[p];
         const real* left_from = x + rows.begin * IN_ROW + path.in;
+#pragma unroll 1  // registers
         for (int channel = 0; channel < path.channels; channel += DEPTH) {
             wait_until_empty(slots, turn);
             Barrier& full = slots.full[turn.slot];
@@ -65,9 +69,12 @@ __device__ __forceinline__ void copy_tile(const Item& item, const Rows rows, con
                 for (int n = 0; DIM > 1 && n < rows.count; n++, node += IN_ROW) copy_in(left + n * PITCH<DIM>, node, of_node * sizeof(real), full);
             }
             if constexpr (DIM == 1) {
+                const real* from = left_from + own_node * (long long)IN_ROW + at;
+                real* to = left + own_node * PITCH<DIM> + at;
+                count_from(from), count_from(to);
 #pragma unroll
-                for (int n = own_node; n < ROWS; n += nodes_at_once)
-                    if (n < rows.count) copy_async<TOGETHER>(left + n * PITCH<DIM> + at, left_from + n * (long long)IN_ROW + at, TOGETHER);
+                for (int n = 0; n < ROWS; n += at_once)
+                    if (n < rows.count - own_node) copy_async<TOGETHER>(to + n * PITCH<DIM>, from + n * (long long)IN_ROW, TOGETHER);
             }
             arrive_when_copied(full);
             left_from += of_node;
@@ -145,20 +152,27 @@ __device__ __forceinline__ void multiply_tile(int number, const Rows rows, const
         send_results<DIM>(sums, rows, to, item.column, out, ring + STAGES * SLOT, own.together, progress.meetings);
 }
 
+// Tiles of all rows, for each number of components.
+__device__ __forceinline__ void count_tiles(long long rows, int* tiles_of) {
+#define COUNT(DIM, FIRST, HERE) tiles_of[DIM] = HERE * (int)((rows + ROWS / DIM - 1) / (ROWS / DIM));
+    DIMS(COUNT)
+}
+
 // Every tile of one warpgroup's, for it or for the warp that copies.
 template <bool COPIES>
 __device__ __forceinline__ void all_tiles(int of, const real* __restrict__ x, const real* __restrict__ halves, long long rows,
-                                          real* __restrict__ out, real* memory, Own& own) {
+                                          real* __restrict__ out, real* memory, Own& own, const int* tiles_of) {
     real* ring = memory + of * ROOM;
     Progress progress;
     // Neighbours in this order, which share x or W, are neighbours in time.
-    for (long long next = of * gridDim.x + blockIdx.x;; next += gridDim.x * MULTIPLIERS) {
-        long long tile = next;
+    for (int next = of * gridDim.x + blockIdx.x;; next += gridDim.x * MULTIPLIERS) {
+        int tile = next;
 #define OF_DIM(DIM, FIRST, HERE)                                                                              \
     {                                                                                                         \
         constexpr int nodes = ROWS / DIM;                                                                     \
-        const long long tiles = HERE * ((rows + nodes - 1) / nodes), begin = tile / HERE * nodes;             \
+        const int tiles = tiles_of[DIM];                                                                      \
         if (tile < tiles) {                                                                                   \
+            const long long begin = (long long)(tile / HERE) * nodes;                                         \
             const Rows taken = {(int)min((long long)nodes, rows - begin), begin};                             \
             if constexpr (COPIES)                                                                             \
                 copy_tile<DIM>(ITEM[FIRST + tile % HERE], taken, x, halves, ring, own.slots, progress.turn); \
@@ -177,6 +191,7 @@ extern "C" __global__ void __launch_bounds__(THREADS * (MULTIPLIERS + 1), BLOCKS
 linear_in_halves(const real* __restrict__ x, const real* __restrict__ halves, long long rows, real* __restrict__ out) {
     extern __shared__ __align__(16) real memory[];
     __shared__ Own owns[MULTIPLIERS];
+    __shared__ int tiles_of[MOST_COMPONENTS + 1];  // not in registers, of which those that copy have few
     const int t = threadIdx.x, warp = number_of_warp(), group = warp / WARPS;
     if (t < MULTIPLIERS) {
         for (int n = 0; n < STAGES; n++) {
@@ -186,14 +201,15 @@ linear_in_halves(const real* __restrict__ x, const real* __restrict__ halves, lo
         barrier_init(owns[t].together, THREADS);
         fence_for_engines();
     }
+    if (t == 0) count_tiles(rows, tiles_of);
     __syncthreads();
     if (group == MULTIPLIERS) {
         leave_registers<FEW_REGISTERS>();
         const int of = warp % WARPS;
-        if (of < MULTIPLIERS) all_tiles<true>(of, x, halves, rows, out, memory, owns[of]);
+        if (of < MULTIPLIERS) all_tiles<true>(of, x, halves, rows, out, memory, owns[of], tiles_of);
     } else {
         take_registers<MANY_REGISTERS>();
-        all_tiles<false>(group, x, halves, rows, out, memory, owns[group]);
+        all_tiles<false>(group, x, halves, rows, out, memory, owns[group], tiles_of);
         wait_for_groups<0>();  // shared memory must outlive its copies
     }
 }

@@ -16,7 +16,12 @@ struct alignas(8) Barrier {
     unsigned long long state;
 };
 
-__device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+typedef unsigned SharedAddress;
+
+__device__ __forceinline__ SharedAddress shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+
+template <class T>
+__device__ __forceinline__ T* at_address(SharedAddress address) { return static_cast<T*>(__cvta_shared_to_generic(address)); }
 
 __device__ __forceinline__ void barrier_init(Barrier& b, unsigned arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&b)), "r"(arrivals) : "memory");
@@ -54,8 +59,6 @@ __device__ __forceinline__ bool one_of_warp() {
     return one;
 }
 
-// The same in all lanes for the compiler, too, which keeps it and what is made of it in registers of the warp.
-__device__ __forceinline__ int number_of_warp() { return __shfl_sync(0xffffffffu, threadIdx.x / 32, 0); }
 
 // Registers of a thread, from here on, of all of a warpgroup's; those that one leaves another can take (sm_90a).
 template <int COUNT>
@@ -106,3 +109,9 @@ template <int NEWER>
 __device__ __forceinline__ void wait_for_groups() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(NEWER) : "memory"); }
 
 #endif
+
+// What all lanes of a warp have; now the compiler knows, too, and keeps it and what is made of it in registers of the warp.
+template <class T>
+__device__ __forceinline__ T same_in_warp(T value) { return __shfl_sync(0xffffffffu, value, 0); }
+
+__device__ __forceinline__ int number_of_warp() { return same_in_warp(threadIdx.x / 32); }

@@ -51,12 +51,14 @@ OTHER_CUTS = slow_but(
         Cut(64, 64, 16, 3, 4),
         Cut(128, 64, 32, 2, 2),
         Cut(128, 128, 16, 3, 2),
+        Cut(64, 64, 32, 3, 4, warpgroups=True),
         Cut(64, 128, 32, 2, 3, warpgroups=True),
         Cut(64, 128, 32, 2, 4, warpgroups=True, columns_at_once=64),
         Cut(128, 64, 32, 2, 2, warpgroups=True),
         Cut(128, 128, 32, 2, 2, warpgroups=True),
     ],
     Cut(64, 128, 32, 2, 3, warpgroups=True),
+    Cut(64, 64, 32, 3, 4, warpgroups=True),
 )
 """Of kernels by halves: Hopper's, and what a device may be better off with."""
 

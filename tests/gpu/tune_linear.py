@@ -175,13 +175,14 @@ def time_ways(
                 time_kinds(case, dtype, precision, exact, f"{label}, {way}", kinds)
 
 
+OF_ONE_TILE = Cut(64, 128, 32, 2, 3, warpgroups=True)
 PARTS = {
-    "copies of W": "copy_async<TOGETHER>(left + LEFT_ROOM + t * TOGETHER + e, right_from + e, TOGETHER);",
+    "copies of W": "copy_async<TOGETHER>(to + (int)threadIdx.x * TOGETHER + e, from + e, TOGETHER);",
     "copies of x": "copy_async<TOGETHER>(left + node * pitch + at, valid ? from(i) : x, valid);",
     "products": "products_of_warpgroup<ACROSS>(chains, of.high, of.low, "
     "reinterpret_cast<const unsigned*>(right) + first * 32);",
 }
-"""Of linear_in_halves.cuh; a kernel that lacks some of them computes nothing, and shows what the others take."""
+"""Of linear_in_halves.cuh and its ring; a kernel that lacks some computes nothing, and shows what the others take."""
 INSTEAD = """
     for (int j = 0; j < COLUMNS_AT_ONCE / 8; j++)
         for (int n = 0; n < 4; n++) chains[j][n] = __uint_as_float(of.high[0][n] ^ of.low[1][n]);
@@ -227,7 +228,8 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
     if name == "parts":
         for count in range(len(PARTS) + 1):
             for parts in combinations(PARTS, count):
-                with without(parts):
+                cut_so = mock.patch.object(linear_in_halves, "cut_of", return_value=OF_ONE_TILE)
+                with without(parts), cut_so:
                     label = f"after conv without {', '.join(parts) or 'nothing'}"
                     time_kinds(CASES["linear after conv"], dtype, precision, {}, label, ["forward"])
         return

@@ -94,6 +94,11 @@ inline void barrier_init(::Barrier& b, unsigned arrivals) {
 
 inline void fence_for_engines() {}
 
+typedef std::uintptr_t SharedAddress;
+inline SharedAddress shared_address(const void* p) { return (SharedAddress)p; }
+template <class T>
+T* at_address(SharedAddress address) { return (T*)address; }
+
 inline void arrive(::Barrier& b) {
     host::change(b, [](host::Turn& turn) { turn.pending--; });
 }
@@ -110,7 +115,6 @@ inline void arrive_when_copied(::Barrier& b) {
 }
 
 inline bool one_of_warp() { return host::self().number % 32 == 0; }
-inline int number_of_warp() { return host::self().number / 32; }
 
 template <int COUNT>
 void take_registers() {}
