@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from comparison import accelerated, draw
+from host_kernels import HostCompiler, race_shown
+from kernel_barriers import barriers, without
 from linear_parity import STAGED, built, check
 from slow_cases import slow_but
 
@@ -134,3 +136,34 @@ def test_no_devices_without_bulk_copies() -> None:
     for architecture in (0, 80, 89, 120):
         assert not LinearTables(paths, "double", architecture=architecture).staged
         assert not LinearInHalves(paths, architecture).cut.multipliers
+
+
+FILES = {"linear_staged.cu": torch.float64, "linear_in_halves_staged.cu": torch.float32}
+WAITS = r"(wait_until_full|wait_until_empty|meet|was_read)\([^;{]*\);"
+"""Of a warp for another, one way and back, and of all that multiply for one another."""
+
+
+def few_tiles(dtype: torch.dtype) -> None:
+    """Values and derivatives of a sum of more steps than a ring has slots, of more tiles than there are warpgroups."""
+    module = built("128x1o", "128x1o")
+    check(module, draw((90, module.irreps_in.dim), 3).requires_grad_(), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+@pytest.mark.parametrize("file", FILES)
+def test_sanitizers_find_nothing(file: str, sanitizer: str, kernels_on_host: HostCompiler) -> None:
+    """Races; reads and writes beyond the end, in shared memory too; undefined arithmetic."""
+    kernels_on_host.sanitizer = sanitizer
+    few_tiles(FILES[file])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "wait"), [(file, n) for file in FILES for n in barriers(file, WAITS)]
+)
+def test_a_missing_wait_is_a_race(file: str, wait: int, kernels_on_host: HostCompiler) -> None:
+    """ThreadSanitizer says so, of each; or a turn never comes."""
+    kernels_on_host.sanitizer, kernels_on_host.change = "thread", without(file, wait, WAITS)
+    with race_shown():
+        few_tiles(FILES[file])
