@@ -30,7 +30,7 @@
 // its species from the second-level cache, 8 N for `order` and single non-zeros.
 //
 // WARPGROUPS (Hopper): the four warps' products are asked for together, of COLUMNS_AT_ONCE columns, and W's halves lie as tensor cores
-// read them (warpgroups.cuh).
+// read them (warpgroups.cuh) and come by the copy engine (linear_in_halves_ring.cuh).
 //
 // plan.cuh: PATH, sorted by output block; ITEM = {first path, end, first column, first chunk}: chunks of 16 channels of an
 // item, CHUNKS in all, lie one after another in `halves`, then a power of two for each column of each item, and so for
@@ -74,7 +74,7 @@ linear_in_halves(const real* __restrict__ x,
                  const real* __restrict__ attrs, const int* __restrict__ order, const int* __restrict__ first,
 #endif
                  const real* __restrict__ halves, long long rows, real* __restrict__ out) {
-    extern __shared__ __align__(16) real memory[];
+    extern __shared__ __align__(128) real memory[];  // see linear_in_halves_tile.cuh
 #if SORTED
     __shared__ SortedTile s;
 #endif

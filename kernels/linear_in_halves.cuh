@@ -39,7 +39,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
     // What step n from this one on takes, if there is one.
     auto fetch = [&](real* left, int n) {
         if (ahead.path >= item.end) return;
-        if (BY_ENGINE) right_copies.ask(left + LEFT_ROOM, n % (STAGES - 1));
+        if (WARPGROUPS) right_copies.ask(left + LEFT_ROOM, n % (STAGES - 1));
 #if SORTED
         if (ahead.channel == 0) left_from = PATH[ahead.path].in + at;
         auto from = [&](int i) { return x + rows[first_node + i * AT_ONCE] * IN_ROW + left_from; };
@@ -55,7 +55,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
                 copy_async<TOGETHER>(left + node * pitch + at, valid ? from(i) : x, valid);
         }
         left_from += DEPTH * dim;
-        if (!BY_ENGINE) right_copies.ask(left + LEFT_ROOM, n);
+        if (!WARPGROUPS) right_copies.ask(left + LEFT_ROOM, n);
         advance(ahead);
     };
 

@@ -1,12 +1,10 @@
 // The ring of a block of a linear by halves: its slots in shared memory, and how W's halves come to them. See linear_in_halves.cu.
 //
-// BY_ENGINE, by species on Hopper: the halves of a step, which lie together, come by the copy engine in one copy of STEPS * SLICE
-// numbers, asked for by a lane of the first warp, where else each thread asks for eight times 16 bytes. Tensor cores alone read
-// them, so that no thread has to show them what it copied, by a fence in each step that waits for all that the thread has on its way. Each
-// step that is on its way has a barrier, STAGES - 1 in all: one begins another turn when all threads have waited for the last, and a
-// slot is filled when all have its products; a __syncthreads says both. It takes a seventh of the time (20 species, 10k nodes, an H200:
-// 0.031 / 0.028 ms for 0.036 / 0.033, forward / dx), but without species, where a step's x is asked for with fewer instructions,
-// a quarter more (0.080 for 0.065 after the convolution).
+// WARPGROUPS, on Hopper: the halves of a step, which lie together, come by the copy engine in one copy of STEPS * SLICE numbers, asked for
+// by a lane of the first warp, where else each thread asks for eight times 16 bytes. Tensor cores alone read them, so that no thread
+// has to show them what it copied, by a fence in each step that waits for all that the thread has on its way. Each step that is on its
+// way has a barrier, STAGES - 1 in all: one begins another turn when all threads have waited for the last, and a slot is filled when all
+// have its products; a __syncthreads says both.
 //
 // Slots are addresses that change places, and barriers' are handed from lane to lane: what follows from an array's name the compiler works
 // out in each step, and of an address that it doesn't know to be the same in all lanes of a warp it makes a loop over lanes.
@@ -15,8 +13,7 @@
 #include "async_copy.cuh"
 #include "linear_in_halves_tile.cuh"
 
-#define BY_ENGINE (WARPGROUPS && SORTED)
-#if BY_ENGINE
+#if WARPGROUPS
 
 __shared__ Barrier halves_there[STAGES - 1];
 
@@ -98,10 +95,7 @@ struct RightCopies {
         }
         from += STEPS * SLICE;
     }
-    // W, which tensor cores read themselves
-    __device__ __forceinline__ void wait_here() {
-        if (WARPGROUPS) fence_for_engines();
-    }
+    __device__ __forceinline__ void wait_here() {}
     __device__ __forceinline__ void next() {}
 };
 

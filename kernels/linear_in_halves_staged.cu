@@ -28,18 +28,18 @@
 constexpr int FEW_REGISTERS = 32, MANY_REGISTERS = (512 - FEW_REGISTERS) / MULTIPLIERS / 8 * 8;
 static_assert(MULTIPLIERS <= 4, "each has a warp that copies");
 static_assert(ROWS == 64 && STEPS == 2 && WARPGROUPS && WHOLE_CHANNELS && WHOLE_COLUMNS && !SORTED, "as products_of_warpgroup takes them");
+constexpr int MOST_COMPONENTS = 15;  // of degree 7
 constexpr int AT_ONCE = 64;
 template <int DIM>
 constexpr int RESULTS_PITCH = AT_ONCE * DIM + 4;
 constexpr int RESULTS = ROWS * (AT_ONCE + 4), ROOM = STAGES * SLOT + RESULTS;  // of a warpgroup
+static_assert(ROOM % 32 == 0, "W begins as tensor cores read it");
 
 // What a warpgroup that multiplies has with the warp that copies for it, and by itself.
 struct Own {
     Slots<STAGES> slots;
     Barrier together;
 };
-
-constexpr int MOST_COMPONENTS = 15;
 
 struct Progress {
     Turn<STAGES> turn;
@@ -189,7 +189,7 @@ __device__ __forceinline__ void all_tiles(int of, const real* __restrict__ x, co
 
 extern "C" __global__ void __launch_bounds__(THREADS * (MULTIPLIERS + 1), BLOCKS)
 linear_in_halves(const real* __restrict__ x, const real* __restrict__ halves, long long rows, real* __restrict__ out) {
-    extern __shared__ __align__(16) real memory[];
+    extern __shared__ __align__(128) real memory[];  // see linear_in_halves_tile.cuh
     __shared__ Own owns[MULTIPLIERS];
     __shared__ int tiles_of[MOST_COMPONENTS + 1];  // not in registers, of which those that copy have few
     const int t = threadIdx.x, warp = number_of_warp(), group = warp / WARPS;

@@ -9,13 +9,15 @@ constexpr int WARPS = 4, THREADS = 32 * WARPS, DOWN = ROWS / WARPS / 16, ACROSS 
 constexpr int CHUNK = 16, STEPS = DEPTH / CHUNK;
 constexpr int SLICE = CHUNK * COLUMNS;  // numbers of a chunk: pairs of halves take as much as float32 did
 constexpr int SLOT = LEFT_ROOM + STEPS * SLICE;
-constexpr int TOGETHER = 4;  // numbers of a copy
-template <int DIM>
-constexpr int OUT_PITCH = COLUMNS * DIM + 4;
-
 #ifndef WARPGROUPS
 #define WARPGROUPS 0
 #endif
+// Where tensor cores read W themselves, 128 bytes at a time, these begin at multiples of 128: else they take two turns for each. After the
+// convolution 16 bytes more in front of a block's memory made 0.079 ms of 0.062 on an H200.
+static_assert(!WARPGROUPS || LEFT_ROOM % 32 == 0, "slots begin at multiples of 128 bytes, and so does W in them");
+constexpr int TOGETHER = 4;  // numbers of a copy
+template <int DIM>
+constexpr int OUT_PITCH = COLUMNS * DIM + 4;
 
 #ifndef SORTED
 #define SORTED 0

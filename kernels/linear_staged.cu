@@ -18,7 +18,8 @@
 // Bytes, 8 to a number: 8 N (x + out), x for further columns and W once a tile of nodes from the second-level cache, for the blocks of a
 // tile of nodes are neighbours in the grid.
 //
-// plan.cuh and parameters: as in indexed_linear.cu; there is nothing that sorts rows. Channels fill steps, columns fill tiles, and all that is copied begins at multiples of 16 bytes.
+// plan.cuh and parameters: as in indexed_linear.cu, but that nothing sorts rows. Channels fill steps, columns fill tiles, and all that is
+// copied begins at multiples of 16 bytes.
 
 #include "plan.cuh"
 #include "matrix_tile.cuh"

@@ -177,17 +177,21 @@ def time_ways(
 
 OF_ONE_TILE = Cut(64, 128, 32, 2, 3, warpgroups=True)
 PARTS = {
-    "copies of W": "copy_async<TOGETHER>(to + (int)threadIdx.x * TOGETHER + e, from + e, TOGETHER);",
+    "copies of W": "arrive_expecting(barrier, BYTES);\n"
+    "            copy_in(to, from, BYTES, barrier);",
     "copies of x": "copy_async<TOGETHER>(left + node * pitch + at, valid ? from(i) : x, valid);",
     "products": "products_of_warpgroup<ACROSS>(chains, of.high, of.low, "
     "reinterpret_cast<const unsigned*>(right) + first * 32);",
 }
 """Of linear_in_halves.cuh and its ring; a kernel that lacks some computes nothing, and shows what the others take."""
-INSTEAD = """
+INSTEAD = {
+    "copies of W": "arrive(barrier);",
+    "products": """
     for (int j = 0; j < COLUMNS_AT_ONCE / 8; j++)
         for (int n = 0; n < 4; n++) chains[j][n] = __uint_as_float(of.high[0][n] ^ of.low[1][n]);
-"""
-"""Of products: sums that have to be made of what was cut."""
+""",
+}
+"""What is waited for has to come; sums have to be made of what was cut."""
 
 
 def without(parts: Sequence[str]) -> Any:
@@ -200,7 +204,7 @@ def without(parts: Sequence[str]) -> Any:
         for part in parts:
             if code.count(PARTS[part]) != 1:
                 raise ValueError(f"{found.file} has other {part}")
-            code = code.replace(PARTS[part], INSTEAD if part == "products" else ";")
+            code = code.replace(PARTS[part], INSTEAD.get(part, ";"))
         return replace(found, code=code)
 
     return mock.patch.object(LinearInHalves, "program", program)

@@ -28,6 +28,8 @@ COLUMNS_THAT_LEAVE = 64
 """At once, of blocks that stay: AT_ONCE in linear_in_halves_staged.cu."""
 BYTES = 4
 HOPPER = 90
+LINE = 32
+"""Numbers that lie side by side in all banks of shared memory."""
 CHUNK = 16
 """Channels that tensor cores sum over at once."""
 ROWS_OF_A_SPECIES, LEAST_ROWS = 200, 3000
@@ -36,7 +38,7 @@ ROWS_OF_A_SPECIES, LEAST_ROWS = 200, 3000
 Found by tests/gpu/tune_linear.py on an H200; how many of the species occur nobody knows without waiting for the device.
 """
 SHORT = 128
-"""Channels of a sum, at most, whose blocks do with fewer registers.
+"""Channels of a sum, at most, whose blocks do with fewer registers, where they have a tile each.
 
 After the convolution dx takes an H200 0.074 ms for 0.083 so, forward, of longer sums, 0.068 for 0.065.
 """
@@ -72,7 +74,7 @@ class Cut(NamedTuple):
 def cut_of(side: MatrixPaths, architecture: int) -> Cut:
     """Found by tests/gpu/tune_linear.py on an H100, and of warpgroups on an H200, all without species.
 
-    With species a warpgroup asks for 64 columns at once, because 772 bytes are spilled otherwise, and 120 so.
+    With species a warpgroup asks for 64 columns at once, because 772 bytes were spilled with 128, and none are so.
     """
     columns = max(path.columns for path in side.paths)
     if architecture == HOPPER:
@@ -144,8 +146,9 @@ class LinearInHalves:
 
     @cached_property
     def _room(self) -> int:
-        """Numbers of x of a slot."""
-        return max(self.cut.rows // dim * pitch for dim, pitch in self._pitches.items())
+        """Numbers of x of a slot; W, which follows, begins where tensor cores read it in one turn."""
+        of_rows = max(self.cut.rows // dim * pitch for dim, pitch in self._pitches.items())
+        return -(-of_rows // LINE) * LINE if self.cut.warpgroups else of_rows
 
     @cached_property
     def _pitches(self) -> dict[int, int]:
