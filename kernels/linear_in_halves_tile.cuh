@@ -68,7 +68,7 @@ struct HalvedRows {
     real scale[2];  // of the sums of products
 };
 
-// Cuts a step's numbers of this lane's two rows, which begin there. Their powers of two are put in place of scales.
+// Cuts a step's numbers of this lane's two rows, which begin there; `exponents` are of their powers of two, the scales are the caller's.
 template <int DIM>
 __device__ __forceinline__ void halve_rows(const real* left, const int (&begins)[2], HalvedRows& to, unsigned (&exponents)[2]) {
     real of_rows[2][STEPS][4];
