@@ -38,7 +38,7 @@
 // all paths into an output block have one constant; COLUMNS and how warps share a tile.
 
 #include "plan.cuh"
-#include "matrix_tile.cuh"
+#include "right_tile.cuh"
 #include "indexed_linear.cuh"
 
 #ifndef STAGES
@@ -49,15 +49,6 @@ constexpr int STAGES = ROWS > TILE ? 3 : 4;  // within 48 KB
 #endif
 constexpr bool STRAIGHT = sizeof(real) == 8;  // products go to sums without chains
 constexpr bool COUNTED = STRAIGHT && ONE_SCALE && !SORTED;  // a step needs to know no more than that its numbers are there
-// Numbers from one channel of the right tile to the next, or from one column to the next: banks apart.
-#ifndef TRANSPOSED
-#define TRANSPOSED 0
-#endif
-#if TRANSPOSED
-constexpr int RIGHT_PITCH = DEPTH + 4, RIGHT_ROOM = TILE * RIGHT_PITCH;
-#else
-constexpr int RIGHT_PITCH = TILE + (sizeof(real) == 4 ? 8 : 4), RIGHT_ROOM = DEPTH * RIGHT_PITCH;
-#endif
 constexpr int SLOT = LEFT_ROOM + RIGHT_ROOM;
 constexpr int LEFT_COPIES = ROWS * DEPTH / X_COPY / THREADS, RIGHT_COPIES = TILE * DEPTH / W_COPY / THREADS;
 // A copy of W is so many rows of W after the one before: float64, which needs registers for its sums, counts from the first one.
@@ -250,13 +241,7 @@ __device__ __forceinline__ void tile_of(const Item& item, int number, const real
                 scale[i][half] = constant * a;
             }
         auto of_left = [&](int i, int half, int at, int n) { return left[begins[i][half] + (own_depth(at, n) - own_depth(0, 0)) * dim]; };
-        auto of_right = [&](int j, int at, int n) {
-#if TRANSPOSED
-            return right[right_column(j) * RIGHT_PITCH + own_depth(at, n)];
-#else
-            return right[own_depth(at, n) * RIGHT_PITCH + right_column(j)];
-#endif
-        };
+        auto of_right = [&](int j, int at, int n) { return number_of_right(right, own_depth(at, n), right_column(j)); };
         if constexpr (!STRAIGHT)
             multiply(sums, of_left, of_right, scale);
         else if (ONE_SCALE && !mixed)

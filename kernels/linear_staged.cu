@@ -22,21 +22,13 @@
 // copied begins at multiples of 16 bytes.
 
 #include "plan.cuh"
-#include "matrix_tile.cuh"
+#include "right_tile.cuh"
 #include "slots.cuh"
 
 constexpr int WARPS = THREADS / 32;
 // Of threads that copy, and of those that multiply: in all what a multiprocessor has.
 constexpr int FEW_REGISTERS = 40, MANY_REGISTERS = (BLOCKS == 2 ? 256 : 160) - FEW_REGISTERS;
 static_assert(WARPS == 4 && COPIERS == 4 && BLOCKS >= 2 && BLOCKS <= 3, "two warpgroups, between which registers are handed over");
-#ifndef TRANSPOSED
-#define TRANSPOSED 0
-#endif
-#if TRANSPOSED
-constexpr int RIGHT_PITCH = DEPTH + 4, RIGHT_ROOM = TILE * RIGHT_PITCH;
-#else
-constexpr int RIGHT_PITCH = TILE + 4, RIGHT_ROOM = DEPTH * RIGHT_PITCH;
-#endif
 constexpr int SLOT = LEFT_ROOM + RIGHT_ROOM;
 template <int DIM>
 constexpr int OUT_PITCH = TILE * DIM + 4;
@@ -118,9 +110,7 @@ __device__ __forceinline__ void multiply_steps(Sums& sums, const Item& item, con
                 const real number = left[begins[i][half] + (own_depth(at, n) - own_depth(0, 0)) * DIM];
                 return ONE_SCALE ? number : path.scale * number;
             };
-            auto of_right = [&](int j, int at, int n) {
-                return TRANSPOSED ? right[right_column(j) * RIGHT_PITCH + own_depth(at, n)] : right[own_depth(at, n) * RIGHT_PITCH + right_column(j)];
-            };
+            auto of_right = [&](int j, int at, int n) { return number_of_right(right, own_depth(at, n), right_column(j)); };
             add_products(sums, of_left, of_right);
             was_read(slots, turn);
             turn.advance();
