@@ -12,6 +12,16 @@ from e3nn_accel.new_memory import new_memory_of
 
 Run = Callable[[torch.Tensor, torch.Tensor, SortedRows], torch.Tensor]
 """Of rows, of weights, and of how the rows are sorted."""
+NOT_SORTED = (0, 0, 0)
+
+
+def addresses(by: SortedRows) -> tuple[int, int, int]:
+    """Of scalars, order and starts of classes, for a launch of rows that are sorted."""
+    attrs, order, first = by
+    assert attrs is not None
+    assert order is not None
+    assert first is not None
+    return attrs.data_ptr(), order.data_ptr(), first.data_ptr()
 
 
 def run_of_kernel(
@@ -44,20 +54,14 @@ def run_of_kernel(
     def run_at_once(x: torch.Tensor, w: torch.Tensor, by: SortedRows) -> torch.Tensor:
         if current_device() != index:
             return run(x, w, by)
-        attrs, order, first = by
         begin, weights = x.data_ptr(), w.data_ptr()
         if (begin | weights) % COPY_BYTES:
             x, w = aligned(x), aligned(w)
             begin, weights = x.data_ptr(), w.data_ptr()
         out = new_memory(shape, strides, dtype)
         pack, arguments = packed.own
-        if first is None:
-            pack(begin, 0, 0, 0, weights, rows, out.data_ptr())
-        else:
-            assert attrs is not None
-            assert order is not None
-            sorting = attrs.data_ptr(), order.data_ptr(), first.data_ptr()
-            pack(begin, *sorting, weights, rows, out.data_ptr())
+        sorting = NOT_SORTED if by[2] is None else addresses(by)
+        pack(begin, *sorting, weights, rows, out.data_ptr())
         stream = stream_of(index)
         try:
             launch(stream, arguments, 0)

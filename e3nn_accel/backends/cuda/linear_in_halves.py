@@ -241,17 +241,8 @@ class LinearInHalves:
         halves = early(lambda: self._halved(halve_weights, w, first), (w, first))
         out = new_rows(x, rows, columns) if self.whole else x.new_zeros((rows, columns))
         product(
-            (blocks, 1, 1),
-            self.block,
-            x,
-            attrs,
-            order,
-            first,
-            halves,
-            rows,
-            out,
-            shared=self.shared,
-        )
+            (blocks, 1, 1), self.block, x, attrs, order, first, halves, rows, out, shared=self.shared
+        )  # fmt: skip
         return out
 
     def _halved(self, kernel: Kernel, w: torch.Tensor, *first: torch.Tensor | None) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_known import Run
+from e3nn_accel.backends.cuda.indexed_linear_known import Run, addresses
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows
 from e3nn_accel.backends.cuda.linear_in_halves import CUTTERS, LinearInHalves
 from e3nn_accel.branches import branches_of_streams
@@ -55,7 +55,7 @@ def _with_one_look(
     def run_at_once(x: torch.Tensor, w: torch.Tensor, by: SortedRows) -> torch.Tensor:
         if branches_of_streams or current_device() != index:
             return run(x, w, by)
-        attrs, order, first = by
+        first = by[2]
         stream, halves = stream_of(index), new_memory(room, one, REAL)
         in_halves = halves.data_ptr()
         pack, arguments = of_cutter.own
@@ -76,10 +76,7 @@ def _with_one_look(
         if first is None:
             pack(begin, in_halves, rows, out.data_ptr())
         else:
-            assert attrs is not None
-            assert order is not None
-            sorting = attrs.data_ptr(), order.data_ptr(), first.data_ptr()
-            pack(begin, *sorting, in_halves, rows, out.data_ptr())
+            pack(begin, *addresses(by), in_halves, rows, out.data_ptr())
         try:
             multiply(stream, arguments, 0)
         except Exception as error:
