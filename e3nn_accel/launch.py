@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from e3nn_accel import argument_block
+from e3nn_accel import argument_block, overlapping_launch
 from e3nn_accel.argument_block import ArgumentBlock, ReadyBlock
 from e3nn_accel.compat import (
     current_device_function,
@@ -157,7 +157,12 @@ class Kernel:
         self.current_device = current_device_function()
 
     def __call__(
-        self, grid: Dimensions, block: Dimensions, *arguments: Argument, shared: int = 0
+        self,
+        grid: Dimensions,
+        block: Dimensions,
+        *arguments: Argument,
+        shared: int = 0,
+        overlapping: bool = False,
     ) -> None:
         """Launch on torch's current stream of the device; a grid of nothing is no launch.
 
@@ -168,6 +173,8 @@ class Kernel:
             block: Threads of a block, likewise.
             *arguments: One for each parameter.
             shared: Bytes of dynamic shared memory of a block.
+            overlapping: Whether it may begin before the stream's last kernel has ended, for which it waits itself.
+                Everything that it reads sooner must have been there when that one began.
 
         Raises:
             torch.cuda.OutOfMemoryError: The device has no room for the launch.
@@ -176,7 +183,7 @@ class Kernel:
             return
         if self.current_device() != self.index:
             with torch.cuda.device(self.index):
-                self(grid, block, *arguments, shared=shared)
+                self(grid, block, *arguments, shared=shared, overlapping=overlapping)
             return
         if shared > self._shared_limit:
             self._make_room(shared)
@@ -191,14 +198,15 @@ class Kernel:
         gx, gy, gz = grid
         bx, by, bz = block
         stream = self.stream_of(self.index)
+        launch = self._overlapping() if overlapping else self._launch
         try:
-            self._launch(self._function, gx, gy, gz, bx, by, bz, shared, stream, address, 0)
+            launch(self._function, gx, gy, gz, bx, by, bz, shared, stream, address, 0)
         except Exception as error:
-            launch = self.prepared(grid, block, shared)
-            self.with_room_made(error, launch, stream, address)
+            again = self.prepared(grid, block, shared, overlapping)
+            self.with_room_made(error, again, stream, address)
 
     def prepared(
-        self, grid: Dimensions, block: Dimensions, shared: int = 0
+        self, grid: Dimensions, block: Dimensions, shared: int = 0, overlapping: bool = False
     ) -> Callable[[int, int, int], None]:
         """A launch but for what changes: given the stream, the address of packed arguments, and 0.
 
@@ -208,13 +216,15 @@ class Kernel:
             grid: Blocks, in x, y and z: some.
             block: Threads of a block, likewise.
             shared: Bytes of dynamic shared memory of a block.
+            overlapping: As of a call.
         """
         if shared > self._shared_limit:
             if self.current_device() != self.index:
                 with torch.cuda.device(self.index):
-                    return self.prepared(grid, block, shared)
+                    return self.prepared(grid, block, shared, overlapping)
             self._make_room(shared)
-        return functools.partial(self._launch, self._function, *grid, *block, shared)
+        launch = self._overlapping() if overlapping else self._launch
+        return functools.partial(launch, self._function, *grid, *block, shared)
 
     def again(
         self, grid: Dimensions, block: Dimensions, most: int, *rest: int | float
@@ -251,6 +261,10 @@ class Kernel:
         if not is_full(error):
             raise error
         with_memory(lambda: launch(stream, address, 0), self.index)
+
+    def _overlapping(self) -> Callable[..., None]:
+        """What launches so, or else in the usual way."""
+        return overlapping_launch.overlapping_launch() or self._launch
 
     def _make_room(self, shared: int) -> None:
         """Raise the limit of dynamic shared memory; never lower it, for plans of one program have one function."""

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "linear_in_halves_tile.cuh"
+#include "overlapping.cuh"
 #include "warpgroups.cuh"
 
 constexpr int CUTTERS = 256;
@@ -27,6 +28,7 @@ halve_weights(const real* __restrict__ weights,
 #endif
               real* __restrict__ halves) {
     __shared__ unsigned largest[8];
+    let_next_begin();
 #if SORTED
     const int species = blockIdx.y;
     // Its matrix is read for its own rows, and for those of the last class, which may be of any species.

@@ -46,7 +46,7 @@
 #define SORTED_ROWS s, attrs, order, first,
 template <int DIM>
 __device__ __forceinline__ void tile_of(int number, int tile, const real* __restrict__ x, SortedTile& s, const real* __restrict__ attrs,
-                                        const int* __restrict__ order, const int* __restrict__ first, const real* __restrict__ halves,
+                                        const int* __restrict__ order, const int* __restrict__ first, const real* halves,
                                         long long rows, real* __restrict__ out, real* memory) {
     take_rows(s, attrs, order, first, tile, ROWS / DIM);
     if (s.kind < 0) return;
@@ -60,7 +60,7 @@ __device__ __forceinline__ void tile_of(int number, int tile, const real* __rest
 #define BLOCKS_OF(NODES) ((rows + (NODES) - 1) / (NODES))
 #define SORTED_ROWS
 template <int DIM>
-__device__ __forceinline__ void tile_of(int number, int tile, const real* __restrict__ x, const real* __restrict__ halves,
+__device__ __forceinline__ void tile_of(int number, int tile, const real* __restrict__ x, const real* halves,
                                         long long rows, real* __restrict__ out, real* memory) {
     constexpr int nodes = ROWS / DIM;
     const long long begin = (long long)tile * nodes;
@@ -73,7 +73,7 @@ linear_in_halves(const real* __restrict__ x,
 #if SORTED
                  const real* __restrict__ attrs, const int* __restrict__ order, const int* __restrict__ first,
 #endif
-                 const real* __restrict__ halves, long long rows, real* __restrict__ out) {
+                 const real* halves, long long rows, real* __restrict__ out) {
     extern __shared__ __align__(128) real memory[];  // see linear_in_halves_tile.cuh
 #if SORTED
     __shared__ SortedTile s;

@@ -5,11 +5,12 @@
 #include "halves.cuh"
 #include "linear_in_halves_ring.cuh"
 #include "linear_in_halves_tile.cuh"
+#include "overlapping.cuh"
 #include "warpgroups.cuh"
 
 // A block's work on these rows for item `number`. MIXED: they may have any of the tile's species, each with a scalar of its own.
 template <int DIM, bool MIXED>
-__device__ __forceinline__ void tile_of(int number, const Rows rows, const real* __restrict__ x, const real* __restrict__ halves,
+__device__ __forceinline__ void tile_of(int number, const Rows rows, const real* __restrict__ x, const real* halves,
                                         real* __restrict__ out, real* memory) {
     constexpr int dim = DIM, nodes = ROWS / dim, pitch = PITCH<DIM>;
     const int t = threadIdx.x, lane = t % 32, count = rows.count;
@@ -39,7 +40,6 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
     // What step n from this one on takes, if there is one.
     auto fetch = [&](real* left, int n) {
         if (ahead.path >= item.end) return;
-        if (WARPGROUPS) right_copies.ask(left + LEFT_ROOM, n % (STAGES - 1));
 #if SORTED
         if (ahead.channel == 0) left_from = PATH[ahead.path].in + at;
         auto from = [&](int i) { return x + rows[first_node + i * AT_ONCE] * IN_ROW + left_from; };
@@ -55,7 +55,8 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
                 copy_async<TOGETHER>(left + node * pitch + at, valid ? from(i) : x, valid);
         }
         left_from += DEPTH * dim;
-        if (!WARPGROUPS) right_copies.ask(left + LEFT_ROOM, n);
+        if (n == 0) wait_for_end_of_last();
+        right_copies.ask(left + LEFT_ROOM, WARPGROUPS ? n % (STAGES - 1) : n);
         advance(ahead);
     };
 
@@ -161,6 +162,7 @@ __device__ __forceinline__ void tile_of(int number, const Rows rows, const real*
             sum_over_channels();
             __syncthreads();
         }
+        wait_for_end_of_last();  // of rows without a species, which nobody has waited for yet
         make_up(sums, any_low, two_products);
     } else {
         sum_over_channels();

@@ -21,6 +21,7 @@
 #include "async_copy.cuh"
 #include "linear_in_halves_tile.cuh"
 #include "halve_weights.cuh"
+#include "overlapping.cuh"
 #include "slots.cuh"
 #include "warpgroups.cuh"
 
@@ -47,8 +48,7 @@ struct Progress {
 };
 
 template <int DIM>
-__device__ __forceinline__ void copy_tile(const Item& item, const Rows rows, const real* __restrict__ x, const real* __restrict__ halves,
-                                          real* ring, Slots<STAGES>& slots, Turn<STAGES>& turn) {
+__device__ __forceinline__ void copy_tile(const Item& item, const Rows rows, const real* __restrict__ x, const real* halves, real* ring, Slots<STAGES>& slots, Turn<STAGES>& turn) {
     constexpr int of_node = DEPTH * DIM, of_columns = STEPS * SLICE;
     // Of scalars a lane's copies, the same part of every so manyth node.
     constexpr int parts = DEPTH / TOGETHER, at_once = 32 / parts;
@@ -62,12 +62,6 @@ __device__ __forceinline__ void copy_tile(const Item& item, const Rows rows, con
             wait_until_empty(slots, turn);
             Barrier& full = slots.full[turn.slot];
             real* left = ring + turn.slot * SLOT;
-            if (one_of_warp()) {
-                arrive_expecting(full, (of_columns + (DIM == 1 ? 0 : rows.count * of_node)) * sizeof(real));
-                copy_in(left + LEFT_ROOM, right_from, of_columns * sizeof(real), full);
-                const real* node = left_from;
-                for (int n = 0; DIM > 1 && n < rows.count; n++, node += IN_ROW) copy_in(left + n * PITCH<DIM>, node, of_node * sizeof(real), full);
-            }
             if constexpr (DIM == 1) {
                 const real* from = left_from + own_node * (long long)IN_ROW + at;
                 real* to = left + own_node * PITCH<DIM> + at;
@@ -75,6 +69,13 @@ __device__ __forceinline__ void copy_tile(const Item& item, const Rows rows, con
 #pragma unroll
                 for (int n = 0; n < ROWS; n += at_once)
                     if (n < rows.count - own_node) copy_async<TOGETHER>(to + n * PITCH<DIM>, from + n * (long long)IN_ROW, TOGETHER);
+            }
+            if (one_of_warp()) {
+                arrive_expecting(full, (of_columns + (DIM == 1 ? 0 : rows.count * of_node)) * sizeof(real));
+                const real* node = left_from;
+                for (int n = 0; DIM > 1 && n < rows.count; n++, node += IN_ROW) copy_in(left + n * PITCH<DIM>, node, of_node * sizeof(real), full);
+                wait_for_end_of_last();
+                copy_in(left + LEFT_ROOM, right_from, of_columns * sizeof(real), full);
             }
             arrive_when_copied(full);
             left_from += of_node;
@@ -112,7 +113,7 @@ __device__ __forceinline__ void send_results(const real (&sums)[DOWN][ACROSS][4]
 }
 
 template <int DIM>
-__device__ __forceinline__ void multiply_tile(int number, const Rows rows, const real* __restrict__ halves, real* __restrict__ out, real* ring,
+__device__ __forceinline__ void multiply_tile(int number, const Rows rows, const real* halves, real* __restrict__ out, real* ring,
                                               Own& own, Progress& progress) {
     const Item item = ITEM[number];
     const Path to = PATH[item.first];
@@ -160,7 +161,7 @@ __device__ __forceinline__ void count_tiles(long long rows, int* tiles_of) {
 
 // Every tile of one warpgroup's, for it or for the warp that copies.
 template <bool COPIES>
-__device__ __forceinline__ void all_tiles(int of, const real* __restrict__ x, const real* __restrict__ halves, long long rows,
+__device__ __forceinline__ void all_tiles(int of, const real* __restrict__ x, const real* halves, long long rows,
                                           real* __restrict__ out, real* memory, Own& own, const int* tiles_of) {
     real* ring = memory + of * ROOM;
     Progress progress;
@@ -188,7 +189,7 @@ __device__ __forceinline__ void all_tiles(int of, const real* __restrict__ x, co
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS * (MULTIPLIERS + 1), BLOCKS)
-linear_in_halves(const real* __restrict__ x, const real* __restrict__ halves, long long rows, real* __restrict__ out) {
+linear_in_halves(const real* __restrict__ x, const real* halves, long long rows, real* __restrict__ out) {
     extern __shared__ __align__(128) real memory[];  // see linear_in_halves_tile.cuh
     __shared__ Own owns[MULTIPLIERS];
     __shared__ int tiles_of[MOST_COMPONENTS + 1];  // not in registers, of which those that copy have few

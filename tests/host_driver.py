@@ -24,12 +24,15 @@ class HostDriver:
 
     Attributes:
         launches: Names of kernels, with the stream.
+        overlapping: Of those that may have begun before the launch in front of them had ended.
         fails: What is asked before each launch, and may raise.
         device: The current one.
     """
 
     def __init__(self) -> None:
         self.launches: list[tuple[str, int]] = []
+        self.overlapping: list[str] = []
+        self._last: dict[int, tuple[str, int]] = {}  # of each thread
         self.fails: Callable[[str], None] = lambda name: None
         self.device = 0
         self._kernels: list[LibraryKernel] = []
@@ -51,9 +54,18 @@ class HostDriver:
         grid, block = ((ctypes.c_uint * 3)(*sizes[n : n + 3]) for n in (0, 3))
         with self._running:
             self.launches.append((kernel.name, stream))
+            self._last[threading.get_ident()] = kernel.name, stream
             failure = kernel._launch(grid, block, ctypes.c_uint(shared), ctypes.c_void_p(arguments))
         if failure:
             raise HostError(f"{kernel.name}: {failure.decode()}")
+
+    def overlapping_launch(self, function: int, *rest: int) -> None:
+        """Of a kernel that waits for one that cuts weights, the last that its thread has launched."""
+        name, stream = self._last[threading.get_ident()]
+        if name != "halve_weights" or stream != rest[-3]:
+            raise HostError(f"a launch that overlaps with {name} of stream {stream}")
+        self.launchKernel(function, *rest)
+        self.overlapping.append(self._kernels[function].name)
 
     def funcGetAttribute(self, attribute: int, function: int) -> int:
         return 48 * 1024

@@ -44,7 +44,12 @@ class HostKernel:
         self.name, self.parameters, self.path = name, parameters, path
 
     def __call__(
-        self, grid: Dimensions, block: Dimensions, *arguments: Argument, shared: int = 0
+        self,
+        grid: Dimensions,
+        block: Dimensions,
+        *arguments: Argument,
+        shared: int = 0,
+        overlapping: bool = False,
     ) -> None:
         """Launch, and wait for the end.
 

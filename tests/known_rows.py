@@ -13,7 +13,7 @@ from host_driver import DrivenCompiler, HostDriver
 from host_kernels import HostCompiler
 
 import e3nn_accel
-from e3nn_accel import argument_block, launch
+from e3nn_accel import argument_block, launch, overlapping_launch
 from e3nn_accel.backends.cuda import (
     indexed_linear_known,
     indexed_linear_launch,
@@ -23,7 +23,8 @@ from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
 
 IRREPS, SPECIES, ROWS = "8x0e+4x1o", 3, 70
-WAYS = {"few": ["indexed_linear"], "halves": ["halve_weights", "linear_in_halves"]}
+BY_HALVES, ON_HOPPER = ["halve_weights", "linear_in_halves"], "halves on Hopper"
+WAYS = {"few": ["indexed_linear"], "halves": BY_HALVES, ON_HOPPER: BY_HALVES}
 """Kernels of each way to take rows."""
 Arguments = tuple[torch.Tensor, ...]
 
@@ -37,16 +38,25 @@ def driver(kernels_on_host: HostCompiler, monkeypatch: pytest.MonkeyPatch) -> Ho
     monkeypatch.setattr(launch, "current_stream_function", lambda: lambda index: 70 + index)
     monkeypatch.setattr(launch, "current_device_function", lambda: lambda: driver.device)
     monkeypatch.setattr(indexed_linear_launch, "load_all", driven.load_all)
+    monkeypatch.setattr(overlapping_launch, "overlapping_launch", lambda: driver.overlapping_launch)
     return driver
 
 
 @pytest.fixture(params=WAYS)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What any number of rows is launched with."""
-    few_blocks = -1 if request.param == "halves" else 10**6
+    few_blocks = 10**6 if request.param == "few" else -1
+    if request.param == ON_HOPPER:
+        monkeypatch.setattr(indexed_linear_launch, "architecture_of", lambda device: 90)
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", few_blocks)
     monkeypatch.setattr(indexed_linear_launch, "least_rows", lambda species: 0)
     return WAYS[request.param]
+
+
+@pytest.fixture
+def overlapping(request: pytest.FixtureRequest, kernels: list[str]) -> list[str]:
+    """Which of the kernels may begin before the one in front of them has ended."""
+    return kernels[1:] if request.node.callspec.params["kernels"] == ON_HOPPER else []
 
 
 @pytest.fixture

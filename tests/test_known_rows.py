@@ -9,15 +9,19 @@ import pytest
 import torch
 from comparison import usage
 from host_driver import HostDriver
-from known_rows import ROWS, Case, asked, case, driver, kernels, long_way
+from known_rows import ROWS, Case, asked, case, driver, kernels, long_way, overlapping
 from test_device_memory import DriverError
 
 from e3nn_accel import branches
-from e3nn_accel.backends.cuda import indexed_linear_launch
+from e3nn_accel.backends.cuda import (
+    indexed_linear_known,
+    indexed_linear_launch,
+    linear_in_halves_launch,
+)
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("eager_e3nn")]
-__all__ = ["asked", "case", "driver", "kernels", "long_way"]  # fixtures
+__all__ = ["asked", "case", "driver", "kernels", "long_way", "overlapping"]  # fixtures
 
 
 def launched(driver: HostDriver) -> list[str]:
@@ -28,21 +32,24 @@ def launched(driver: HostDriver) -> list[str]:
 def test_numbers_of_rows(
     case: Case,
     kernels: list[str],
+    overlapping: list[str],
     driver: HostDriver,
     asked: list[tuple[int, ...]],
     long_way: list[int],
 ) -> None:
     """The same to the bit, in memory of each call's own, and every call is counted."""
+    driver.overlapping.clear()
     for rows in (ROWS, 1, 300, ROWS):
         given = case.arguments(rows, rows)
         found = case.module(*given)
         assert launched(driver) == kernels
         assert {stream for _, stream in driver.launches} == {70}
+        assert driver.overlapping == overlapping
         assert len(asked) == len(kernels)
         assert long_way == []
         assert torch.equal(found, case.expected(*given))
         assert (found.shape, found.stride()) == ((rows, 20), (20, 1))
-        driver.launches.clear(), asked.clear(), long_way.clear()
+        driver.launches.clear(), driver.overlapping.clear(), asked.clear(), long_way.clear()
     assert list(usage(case.module).values()) == [9]
 
 
@@ -71,6 +78,25 @@ def test_rows_and_weights_that_begin_anywhere(case: Case, long_way: list[int], b
     weight.data = moved(weight.data, by)
     assert torch.equal(case.module(x, *others), expected)
     assert long_way == []
+
+
+def test_rows_that_are_copied(
+    case: Case, kernels: list[str], driver: HostDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Are before anything is launched: a kernel that may begin early reads them."""
+    found: list[list[str]] = []
+
+    def aligned(t: torch.Tensor) -> torch.Tensor:
+        found.append(launched(driver))
+        return t.clone()
+
+    for of in (linear_in_halves_launch, indexed_linear_known):
+        monkeypatch.setattr(of, "aligned", aligned)
+    x, *others = case.arguments()
+    case.module(moved(x, 1), *others)
+    assert found
+    assert not any(found)
+    assert launched(driver) == kernels
 
 
 def test_weights_are_read_anew(case: Case) -> None:

@@ -247,9 +247,9 @@ def main() -> None:
     def counted(self: launch.LoadedProgram, name: str, parameters: str) -> Any:
         kernel = stock_kernel(self, name, parameters)
 
-        def run(*arguments: Any, **shared: int) -> None:
+        def run(*arguments: Any, **how: Any) -> None:
             launched[f"{self.program.file} {name}"] += 1
-            kernel(*arguments, **shared)
+            kernel(*arguments, **how)
 
         return run
 

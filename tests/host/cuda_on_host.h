@@ -89,6 +89,7 @@ inline Thread thread_of(unsigned number) {
 #endif
 #include "intrinsics.h"
 #include "async_copy.h"
+#include "overlapping.h"
 #include "pipeline.h"
 #include "tensor_cores.h"
 #include "launch.h"

@@ -52,6 +52,7 @@ const char* launch(void (*kernel)(P...), const unsigned* grid, const unsigned* b
             for (unsigned x = 0; x < grid[0]; x++) {
                 blockIdx = {x, y, z};
                 forget_shared(shared);
+                forget_written_by_last();
                 auto run = [](void* of) { (*static_cast<decltype(body)*>(of))(); };
                 if (const char* failure = run_block(run, &body)) return failure;
             }

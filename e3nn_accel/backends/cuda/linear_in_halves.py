@@ -14,7 +14,7 @@ import torch
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, pitch
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each
-from e3nn_accel.branches import early
+from e3nn_accel.branches import branches_of_streams, early
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.launch import Kernel
 from e3nn_accel.new_memory import new_rows
@@ -110,6 +110,7 @@ class LinearInHalves:
         room_for_halves: Numbers that the halves of the weights take.
         cutters: Blocks that cut the weights.
         block: Threads of one that multiplies.
+        overlapping: Whether these may begin before the weights are cut, if nothing else is in between.
     """
 
     def __init__(self, side: MatrixPaths, architecture: int) -> None:
@@ -119,6 +120,7 @@ class LinearInHalves:
         self._blocks = [(self.cut.rows // dim, here) for dim, _, here in self._by_dim]
         self._classes = side.species + 1 if side.species else 0
         self.block = (WARPGROUP * (1 + self.cut.multipliers), 1, 1)
+        self.overlapping = self.cut.warpgroups
         self.whole = side.covered == side.out_row
         of_items = len(self._items) * self.cut.columns
         matrices = max(1, side.species)
@@ -231,17 +233,23 @@ class LinearInHalves:
         """[rows, out]; both tensors begin where a copy may."""
         halve_weights, product = kernels
         rows, columns = x.shape[0], self.side.out_row
+        # where weights are cut in another stream, the last kernel of this one is any
+        overlapping = self.overlapping and not branches_of_streams
         # two calls where one with `*sorted_rows` would do: that takes a microsecond
         if not self._classes:
             halves = early(lambda: self._halved(halve_weights, w), (w,))
             out = new_rows(x, rows, columns) if self.whole else x.new_zeros((rows, columns))
-            product((blocks, 1, 1), self.block, x, halves, rows, out, shared=self.shared)
+            product(
+                (blocks, 1, 1), self.block, x, halves, rows, out,
+                shared=self.shared, overlapping=overlapping,
+            )  # fmt: skip
             return out
         attrs, order, first = sorted_rows
         halves = early(lambda: self._halved(halve_weights, w, first), (w, first))
         out = new_rows(x, rows, columns) if self.whole else x.new_zeros((rows, columns))
         product(
-            (blocks, 1, 1), self.block, x, attrs, order, first, halves, rows, out, shared=self.shared
+            (blocks, 1, 1), self.block, x, attrs, order, first, halves, rows, out,
+            shared=self.shared, overlapping=overlapping,
         )  # fmt: skip
         return out
 

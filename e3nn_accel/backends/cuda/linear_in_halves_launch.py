@@ -47,7 +47,7 @@ def _with_one_look(
     cutter, product = kernels
     index, current_device, stream_of = product.index, product.current_device, product.stream_of
     cut = cutter.prepared(halved.cutters, CUTTERS)
-    multiply = product.prepared((blocks, 1, 1), halved.block, halved.shared)
+    multiply = product.prepared((blocks, 1, 1), halved.block, halved.shared, halved.overlapping)
     of_cutter, of_product = cutter.arguments, product.arguments
     room, columns, one = (halved.room_for_halves,), halved.side.out_row, (1,)
     size, strides = (rows, columns), (columns, 1)
@@ -55,6 +55,12 @@ def _with_one_look(
     def run_at_once(x: torch.Tensor, w: torch.Tensor, by: SortedRows) -> torch.Tensor:
         if branches_of_streams or current_device() != index:
             return run(x, w, by)
+        begin = x.data_ptr()
+        if (
+            begin % COPY_BYTES
+        ):  # copied before the weights are cut: rows are read before that has ended
+            x = aligned(x)
+            begin = x.data_ptr()
         first = by[2]
         stream, halves = stream_of(index), new_memory(room, one, REAL)
         in_halves = halves.data_ptr()
@@ -68,10 +74,6 @@ def _with_one_look(
         except Exception as error:
             cutter.with_room_made(error, cut, stream, arguments)
         out = new_memory(size, strides, REAL)
-        begin = x.data_ptr()
-        if begin % COPY_BYTES:
-            x = aligned(x)
-            begin = x.data_ptr()
         pack, arguments = of_product.own
         if first is None:
             pack(begin, in_halves, rows, out.data_ptr())
