@@ -10,7 +10,8 @@
 // of the largest of the row's and of the column's.
 //
 // halve_weights comes before, once a call (halve_weights.cuh): W is cut in two, and laid out as the lanes of a warp take it. TRANSPOSED is
-// the gradient of x: in and out exchanged, W read along w; the other kernel doesn't know.
+// the gradient of x: in and out exchanged, W read along w; the other kernel doesn't know. That one may begin before W is cut, and waits for it
+// when it has asked for its first rows (overlapping.cuh).
 //
 // linear_in_halves: a block of 128 threads owns ROWS (node, component) pairs of whole nodes and COLUMNS of an output block, a
 // warp a quarter of the rows and all columns, so that a number of x is cut once in a block. x comes to shared memory as in

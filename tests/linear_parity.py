@@ -35,6 +35,8 @@ IN_HALVES = {
     "several paths": ("32x0e+16x1o+48x0e+20x1o", "20x1o+64x0e+12x1o"),
     "scalars": ("64x0e", "192x0e"),
     "degree 7": ("16x7o", "16x7o"),
+    "long sums": ("1100x0e+20x0e", "12x0e"),
+    "long sums of gradients": ("12x0e", "1100x0e"),
 }
 """Rows that are copied four numbers at a time."""
 

@@ -57,7 +57,9 @@ def exercise(case: str, rows: int = 70) -> None:
 
 
 @pytest.mark.parametrize("rows", slow_but([1, 70, 300], 70))
-@pytest.mark.parametrize("case", slow_but(IN_HALVES, "whole tiles", "parts of tiles", "scalars"))
+@pytest.mark.parametrize(
+    "case", slow_but(IN_HALVES, "whole tiles", "parts of tiles", "scalars", "long sums")
+)
 def test_values_and_derivatives(case: str, rows: int, launches: list[int]) -> None:
     exercise(case, rows)
     assert launches

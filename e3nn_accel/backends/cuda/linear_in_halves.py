@@ -21,7 +21,7 @@ from e3nn_accel.new_memory import new_rows
 
 ENTRIES = (("halve_weights", "PP"), ("linear_in_halves", "PPqP"))
 ENTRIES_BY_SPECIES = (("halve_weights", "PPP"), ("linear_in_halves", "PPPPPqP"))
-CUTTERS = (256, 1, 1)
+CUTTERS = (512, 1, 1)
 WARPGROUP = 128
 COLUMNS_OF_A_CUTTER = 8
 COLUMNS_THAT_LEAVE = 64
