@@ -5,19 +5,20 @@
 // power of two that takes that number up, and what there is beyond them is read again. What takes numbers down again lies behind all channels,
 // one number for each column. Bytes: 8 W, and 4 again of what isn't kept, from the cache.
 //
-// Of W turned round with species a column's numbers lie together, far from those of the next. There the largest is sought first, by neighbouring
-// threads for neighbouring numbers, and everything is read again: 4.7 us for 5.8 of 20 species of 128x0e+128x1o (an H200).
+// Of W turned round with species a column's numbers lie together, far from those of the next. There half as many threads seek the largest first,
+// neighbouring ones among neighbouring numbers, and read everything again, of each path its chunks: 4.6 us for 5.8 of 20 species of
+// 128x0e+128x1o, 14.6 for 18.1 of 89 (an H200; as many threads as else, 6.6 and 19.9).
 #pragma once
 
 #include "linear_in_halves_tile.cuh"
 #include "overlapping.cuh"
 #include "warpgroups.cuh"
 
-constexpr int CUTTERS = 512, CUTTING_WARPS = CUTTERS / 32, KEPT = 4;
 #ifndef TRANSPOSED
 #define TRANSPOSED 0
 #endif
 constexpr bool READ_TWICE = SORTED && TRANSPOSED;
+constexpr int CUTTING_WARPS = CUTTERS / 32, KEPT = 4;
 
 __device__ __forceinline__ real weight_at(const real* __restrict__ weights, const Path& path, int species, int channel, int column) {
     if (channel >= path.channels || column >= path.columns) return 0;
@@ -47,42 +48,12 @@ halve_weights(const real* __restrict__ weights,
     const Item item = ITEM[number];
     int chunks = 0;
     for (int p = item.first; p < item.end; p++) chunks += chunks_of(PATH[p]);
-    auto load = [&](int chunk, real (&w)[4]) {
-        int p = item.first;
-        for (int here; chunk >= (here = chunks_of(PATH[p])); p++) chunk -= here;
-        const Path path = PATH[p];
+    auto load = [&](const Path& path, int chunk, real (&w)[4]) {
 #pragma unroll
         for (int n = 0; n < 4; n++) w[n] = weight_at(weights, path, species, chunk * CHUNK + n * 4 + lane % 4, item.column + column);
     };
-    if (t < 8) largest[t] = 0;
-    __syncthreads();
-    real kept[KEPT][4] = {};
-    if constexpr (READ_TWICE) {
-        const int own = t / (CUTTERS / 8);
-        real most = 0;
-        for (int p = item.first; p < item.end; p++)
-#pragma unroll 4
-            for (int channel = t % (CUTTERS / 8); channel < PATH[p].channels; channel += CUTTERS / 8)
-                most = fmaxf(most, fabsf(weight_at(weights, PATH[p], species, channel, item.column + column_of(group, own))));
-        atomicMax(&largest[own], __float_as_uint(most));
-    } else {
-        real most = 0;
-        auto look_at = [&](const real (&w)[4]) { most = fmaxf(most, fmaxf(fmaxf(fabsf(w[0]), fabsf(w[1])), fmaxf(fabsf(w[2]), fabsf(w[3])))); };
-#pragma unroll
-        for (int i = 0; i < KEPT; i++)
-            if (warp + i * CUTTING_WARPS < chunks) load(warp + i * CUTTING_WARPS, kept[i]);
-#pragma unroll
-        for (int i = 0; i < KEPT; i++) look_at(kept[i]);  // when all have been asked for
-        for (int chunk = warp + KEPT * CUTTING_WARPS; chunk < chunks; chunk += CUTTING_WARPS) {
-            real w[4];
-            load(chunk, w), look_at(w);
-        }
-        atomicMax(&largest[lane / 4], __float_as_uint(most));
-    }
-    __syncthreads();
-    const unsigned exponent = exponent_of(__uint_as_float(largest[lane / 4]));
-    const real up = power_up(exponent);
-    auto write = [&](int chunk, const real (&w)[4]) {
+    // Chunk number `chunk` of the item, multiplied by `up`.
+    auto write = [&](int chunk, real up, const real (&w)[4]) {
         Pairs pairs;
         halve(up * w[0], up * w[1], pairs.high[0], pairs.low[0]);
         halve(up * w[2], up * w[3], pairs.high[1], pairs.low[1]);
@@ -96,12 +67,61 @@ halve_weights(const real* __restrict__ weights,
         reinterpret_cast<Pairs*>(halves + here)[group * 32 + lane] = pairs;
 #endif
     };
+    if (t < 8) largest[t] = 0;
+    __syncthreads();
+    unsigned exponent;
+    if constexpr (READ_TWICE) {
+        const int own = t / (CUTTERS / 8), start = t % (CUTTERS / 8);
+        real most = 0;
+        for (int p = item.first; p < item.end; p++) {
+            const Path path = PATH[p];
+#pragma unroll 8
+            for (int channel = start; channel < path.channels; channel += CUTTERS / 8)
+                most = fmaxf(most, fabsf(weight_at(weights, path, species, channel, item.column + column_of(group, own))));
+        }
+        atomicMax(&largest[own], __float_as_uint(most));
+        __syncthreads();
+        exponent = exponent_of(__uint_as_float(largest[lane / 4]));
+        const real up = power_up(exponent);
+        int before = 0;
+        for (int p = item.first; p < item.end; p++) {
+            const Path path = PATH[p];
+#pragma unroll 4
+            for (int chunk = warp; chunk < chunks_of(path); chunk += CUTTING_WARPS) {
+                real w[4];
+                load(path, chunk, w), write(before + chunk, up, w);
+            }
+            before += chunks_of(path);
+        }
+    } else {
+        auto load_of_item = [&](int chunk, real (&w)[4]) {
+            int p = item.first;
+            for (int here; chunk >= (here = chunks_of(PATH[p])); p++) chunk -= here;
+            const Path path = PATH[p];
+            load(path, chunk, w);
+        };
+        real kept[KEPT][4] = {}, most = 0;
+        auto look_at = [&](const real (&w)[4]) { most = fmaxf(most, fmaxf(fmaxf(fabsf(w[0]), fabsf(w[1])), fmaxf(fabsf(w[2]), fabsf(w[3])))); };
 #pragma unroll
-    for (int i = 0; i < KEPT; i++)
-        if (!READ_TWICE && warp + i * CUTTING_WARPS < chunks) write(warp + i * CUTTING_WARPS, kept[i]);
-    for (int chunk = warp + (READ_TWICE ? 0 : KEPT * CUTTING_WARPS); chunk < chunks; chunk += CUTTING_WARPS) {
-        real w[4];
-        load(chunk, w), write(chunk, w);
+        for (int i = 0; i < KEPT; i++)
+            if (warp + i * CUTTING_WARPS < chunks) load_of_item(warp + i * CUTTING_WARPS, kept[i]);
+#pragma unroll
+        for (int i = 0; i < KEPT; i++) look_at(kept[i]);  // when all have been asked for
+        for (int chunk = warp + KEPT * CUTTING_WARPS; chunk < chunks; chunk += CUTTING_WARPS) {
+            real w[4];
+            load_of_item(chunk, w), look_at(w);
+        }
+        atomicMax(&largest[lane / 4], __float_as_uint(most));
+        __syncthreads();
+        exponent = exponent_of(__uint_as_float(largest[lane / 4]));
+        const real up = power_up(exponent);
+#pragma unroll
+        for (int i = 0; i < KEPT; i++)
+            if (warp + i * CUTTING_WARPS < chunks) write(warp + i * CUTTING_WARPS, up, kept[i]);
+        for (int chunk = warp + KEPT * CUTTING_WARPS; chunk < chunks; chunk += CUTTING_WARPS) {
+            real w[4];
+            load_of_item(chunk, w), write(chunk, up, w);
+        }
     }
     if (warp == 0 && lane % 4 == 0) halves[(long long)CHUNKS * SLICE + number * COLUMNS + column] = __uint_as_float(exponent);
 }

@@ -36,7 +36,7 @@
 // plan.cuh: PATH, sorted by output block; ITEM = {first path, end, first column, first chunk}: chunks of 16 channels of an
 // item, CHUNKS in all, lie one after another in `halves`, then a power of two for each column of each item, and so for
 // each of SPECIES after the other. SCALARS: there is nothing else, and no species, as in weights of edges, which are more than
-// the second-level cache holds. Else as in indexed_linear.cu.
+// the second-level cache holds. CUTTERS: threads of a block of halve_weights. Else as in indexed_linear.cu.
 
 #include "plan.cuh"
 #include "linear_in_halves.cuh"

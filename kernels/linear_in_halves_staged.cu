@@ -48,7 +48,8 @@ struct Progress {
 };
 
 template <int DIM>
-__device__ __forceinline__ void copy_tile(const Item& item, const Rows rows, const real* __restrict__ x, const real* halves, real* ring, Slots<STAGES>& slots, Turn<STAGES>& turn) {
+__device__ __forceinline__ void copy_tile(const Item& item, const Rows rows, const real* __restrict__ x, const real* halves, real* ring,
+                                          Slots<STAGES>& slots, Turn<STAGES>& turn) {
     constexpr int of_node = DEPTH * DIM, of_columns = STEPS * SLICE;
     // Of scalars a lane's copies, the same part of every so manyth node.
     constexpr int parts = DEPTH / TOGETHER, at_once = 32 / parts;

@@ -21,7 +21,8 @@ from e3nn_accel.new_memory import new_rows
 
 ENTRIES = (("halve_weights", "PP"), ("linear_in_halves", "PPqP"))
 ENTRIES_BY_SPECIES = (("halve_weights", "PPP"), ("linear_in_halves", "PPPPPqP"))
-CUTTERS = (512, 1, 1)
+CUTTERS, CUTTERS_WHO_READ_TWICE = 512, 256
+"""Threads of a block that cuts weights; of weights turned round, with species (halve_weights.cuh)."""
 WARPGROUP = 128
 COLUMNS_OF_A_CUTTER = 8
 COLUMNS_THAT_LEAVE = 64
@@ -109,6 +110,7 @@ class LinearInHalves:
         whole: Whether all of a row of the result is written.
         room_for_halves: Numbers that the halves of the weights take.
         cutters: Blocks that cut the weights.
+        cutting: Threads of one of these.
         block: Threads of one that multiplies.
         overlapping: Whether these may begin before the weights are cut, if nothing else is in between.
     """
@@ -126,6 +128,8 @@ class LinearInHalves:
         matrices = max(1, side.species)
         self.room_for_halves = matrices * (self._chunks * CHUNK * self.cut.columns + of_items)
         self.cutters = (of_items // COLUMNS_OF_A_CUTTER, matrices, 1)
+        read_twice = bool(side.species) and side.transposed
+        self.cutting = (CUTTERS_WHO_READ_TWICE if read_twice else CUTTERS, 1, 1)
         self.entries = ENTRIES_BY_SPECIES if side.species else ENTRIES
 
     @classmethod
@@ -189,6 +193,7 @@ class LinearInHalves:
                     "IN_ROW": side.in_row,
                     "OUT_ROW": side.out_row,
                     "CHUNKS": self._chunks,
+                    "CUTTERS": self.cutting[0],
                     "ROWS": self.cut.rows,
                     "COLUMNS": self.cut.columns,
                     "DEPTH": self.cut.depth,
@@ -256,5 +261,5 @@ class LinearInHalves:
     def _halved(self, kernel: Kernel, w: torch.Tensor, *first: torch.Tensor | None) -> torch.Tensor:
         """The weights, of each species that has rows."""
         halves = new_rows(w, 1, self.room_for_halves)
-        kernel(self.cutters, CUTTERS, w, *first, halves)
+        kernel(self.cutters, self.cutting, w, *first, halves)
         return halves

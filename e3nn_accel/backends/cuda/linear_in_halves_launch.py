@@ -12,7 +12,7 @@ import torch
 
 from e3nn_accel.backends.cuda.indexed_linear_known import Run, addresses
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows
-from e3nn_accel.backends.cuda.linear_in_halves import CUTTERS, LinearInHalves
+from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
 from e3nn_accel.branches import branches_of_streams
 from e3nn_accel.launch import COPY_BYTES, Kernel, aligned, multiprocessors
 from e3nn_accel.new_memory import new_memory_of
@@ -46,7 +46,7 @@ def _with_one_look(
     """The same; left to ``run`` while another device is current, or a capture has branches."""
     cutter, product = kernels
     index, current_device, stream_of = product.index, product.current_device, product.stream_of
-    cut = cutter.prepared(halved.cutters, CUTTERS)
+    cut = cutter.prepared(halved.cutters, halved.cutting)
     multiply = product.prepared((blocks, 1, 1), halved.block, halved.shared, halved.overlapping)
     of_cutter, of_product = cutter.arguments, product.arguments
     room, columns, one = (halved.room_for_halves,), halved.side.out_row, (1,)
@@ -56,10 +56,8 @@ def _with_one_look(
         if branches_of_streams or current_device() != index:
             return run(x, w, by)
         begin = x.data_ptr()
-        if (
-            begin % COPY_BYTES
-        ):  # copied before the weights are cut: rows are read before that has ended
-            x = aligned(x)
+        if begin % COPY_BYTES:
+            x = aligned(x)  # before the weights are cut: rows are read before that has ended
             begin = x.data_ptr()
         first = by[2]
         stream, halves = stream_of(index), new_memory(room, one, REAL)
