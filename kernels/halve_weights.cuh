@@ -27,6 +27,98 @@ __device__ __forceinline__ real weight_at(const real* __restrict__ weights, cons
     return weights[path.weight + at];
 }
 
+// 8 columns of an output block, those of group `group`, of one species.
+struct EightColumns {
+    const real* __restrict__ weights;
+    real* halves;
+    const Item& item;
+    int species, group;
+
+    __device__ __forceinline__ int own() const { return column_of(group, threadIdx.x % 32 / 4); }
+    __device__ __forceinline__ void load(const Path& path, int chunk, real (&w)[4]) const {
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            w[n] = weight_at(weights, path, species, chunk * CHUNK + n * 4 + threadIdx.x % 4, item.column + own());
+    }
+    // Chunk number `chunk` of the item.
+    __device__ __forceinline__ void load(int chunk, real (&w)[4]) const {
+        int p = item.first;
+        for (int here; chunk >= (here = chunks_of(PATH[p])); p++) chunk -= here;
+        const Path path = PATH[p];
+        load(path, chunk, w);
+    }
+    __device__ __forceinline__ void write(int chunk, real up, const real (&w)[4]) const {
+        const int lane = threadIdx.x % 32;
+        Pairs pairs;
+        halve(up * w[0], up * w[1], pairs.high[0], pairs.low[0]);
+        halve(up * w[2], up * w[3], pairs.high[1], pairs.low[1]);
+        const long long here = (long long)(item.chunk + chunk) * SLICE;
+#if WARPGROUPS
+        unsigned* words = reinterpret_cast<unsigned*>(halves) + here;
+        const unsigned parts[] = {pairs.high[0], pairs.high[1], pairs.low[0], pairs.low[1]};
+#pragma unroll
+        for (int part = 0; part < 4; part++) words[word_of<ACROSS>(part, group, lane)] = parts[part];
+#else
+        reinterpret_cast<Pairs*>(halves + here)[group * 32 + lane] = pairs;
+#endif
+    }
+};
+
+// Each returns the exponent of the power of two of this lane's column. `largest` is zero when they begin.
+__device__ __forceinline__ unsigned cut_read_once(const EightColumns& columns, int chunks, unsigned (&largest)[8]) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    real kept[KEPT][4] = {}, most = 0;
+    auto look_at = [&](const real (&w)[4]) { most = fmaxf(most, fmaxf(fmaxf(fabsf(w[0]), fabsf(w[1])), fmaxf(fabsf(w[2]), fabsf(w[3])))); };
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        if (warp + i * CUTTING_WARPS < chunks) columns.load(warp + i * CUTTING_WARPS, kept[i]);
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) look_at(kept[i]);  // when all have been asked for
+    for (int chunk = warp + KEPT * CUTTING_WARPS; chunk < chunks; chunk += CUTTING_WARPS) {
+        real w[4];
+        columns.load(chunk, w), look_at(w);
+    }
+    atomicMax(&largest[lane / 4], __float_as_uint(most));
+    __syncthreads();
+    const unsigned exponent = exponent_of(__uint_as_float(largest[lane / 4]));
+    const real up = power_up(exponent);
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        if (warp + i * CUTTING_WARPS < chunks) columns.write(warp + i * CUTTING_WARPS, up, kept[i]);
+    for (int chunk = warp + KEPT * CUTTING_WARPS; chunk < chunks; chunk += CUTTING_WARPS) {
+        real w[4];
+        columns.load(chunk, w), columns.write(chunk, up, w);
+    }
+    return exponent;
+}
+
+__device__ __forceinline__ unsigned cut_read_twice(const EightColumns& columns, unsigned (&largest)[8]) {
+    const int t = threadIdx.x, lane = t % 32, column = t / (CUTTERS / 8), start = t % (CUTTERS / 8);
+    const Item& item = columns.item;
+    real most = 0;
+    for (int p = item.first; p < item.end; p++) {
+        const Path path = PATH[p];
+#pragma unroll 8
+        for (int channel = start; channel < path.channels; channel += CUTTERS / 8)
+            most = fmaxf(most, fabsf(weight_at(columns.weights, path, columns.species, channel, item.column + column_of(columns.group, column))));
+    }
+    atomicMax(&largest[column], __float_as_uint(most));
+    __syncthreads();
+    const unsigned exponent = exponent_of(__uint_as_float(largest[lane / 4]));
+    const real up = power_up(exponent);
+    int before = 0;
+    for (int p = item.first; p < item.end; p++) {
+        const Path path = PATH[p];
+#pragma unroll 4
+        for (int chunk = t / 32; chunk < chunks_of(path); chunk += CUTTING_WARPS) {
+            real w[4];
+            columns.load(path, chunk, w), columns.write(before + chunk, up, w);
+        }
+        before += chunks_of(path);
+    }
+    return exponent;
+}
+
 extern "C" __global__ void __launch_bounds__(CUTTERS)
 halve_weights(const real* __restrict__ weights,
 #if SORTED
@@ -43,85 +135,13 @@ halve_weights(const real* __restrict__ weights,
 #else
     constexpr int species = 0;
 #endif
-    const int number = blockIdx.x / ACROSS, group = blockIdx.x % ACROSS, t = threadIdx.x, lane = t % 32, warp = t / 32;
-    const int column = column_of(group, lane / 4);
+    const int number = blockIdx.x / ACROSS, t = threadIdx.x;
     const Item item = ITEM[number];
+    const EightColumns columns = {weights, halves, item, species, (int)(blockIdx.x % ACROSS)};
     int chunks = 0;
     for (int p = item.first; p < item.end; p++) chunks += chunks_of(PATH[p]);
-    auto load = [&](const Path& path, int chunk, real (&w)[4]) {
-#pragma unroll
-        for (int n = 0; n < 4; n++) w[n] = weight_at(weights, path, species, chunk * CHUNK + n * 4 + lane % 4, item.column + column);
-    };
-    // Chunk number `chunk` of the item, multiplied by `up`.
-    auto write = [&](int chunk, real up, const real (&w)[4]) {
-        Pairs pairs;
-        halve(up * w[0], up * w[1], pairs.high[0], pairs.low[0]);
-        halve(up * w[2], up * w[3], pairs.high[1], pairs.low[1]);
-        const long long here = (long long)(item.chunk + chunk) * SLICE;
-#if WARPGROUPS
-        unsigned* words = reinterpret_cast<unsigned*>(halves) + here;
-        const unsigned parts[] = {pairs.high[0], pairs.high[1], pairs.low[0], pairs.low[1]};
-#pragma unroll
-        for (int part = 0; part < 4; part++) words[word_of<ACROSS>(part, group, lane)] = parts[part];
-#else
-        reinterpret_cast<Pairs*>(halves + here)[group * 32 + lane] = pairs;
-#endif
-    };
     if (t < 8) largest[t] = 0;
     __syncthreads();
-    unsigned exponent;
-    if constexpr (READ_TWICE) {
-        const int own = t / (CUTTERS / 8), start = t % (CUTTERS / 8);
-        real most = 0;
-        for (int p = item.first; p < item.end; p++) {
-            const Path path = PATH[p];
-#pragma unroll 8
-            for (int channel = start; channel < path.channels; channel += CUTTERS / 8)
-                most = fmaxf(most, fabsf(weight_at(weights, path, species, channel, item.column + column_of(group, own))));
-        }
-        atomicMax(&largest[own], __float_as_uint(most));
-        __syncthreads();
-        exponent = exponent_of(__uint_as_float(largest[lane / 4]));
-        const real up = power_up(exponent);
-        int before = 0;
-        for (int p = item.first; p < item.end; p++) {
-            const Path path = PATH[p];
-#pragma unroll 4
-            for (int chunk = warp; chunk < chunks_of(path); chunk += CUTTING_WARPS) {
-                real w[4];
-                load(path, chunk, w), write(before + chunk, up, w);
-            }
-            before += chunks_of(path);
-        }
-    } else {
-        auto load_of_item = [&](int chunk, real (&w)[4]) {
-            int p = item.first;
-            for (int here; chunk >= (here = chunks_of(PATH[p])); p++) chunk -= here;
-            const Path path = PATH[p];
-            load(path, chunk, w);
-        };
-        real kept[KEPT][4] = {}, most = 0;
-        auto look_at = [&](const real (&w)[4]) { most = fmaxf(most, fmaxf(fmaxf(fabsf(w[0]), fabsf(w[1])), fmaxf(fabsf(w[2]), fabsf(w[3])))); };
-#pragma unroll
-        for (int i = 0; i < KEPT; i++)
-            if (warp + i * CUTTING_WARPS < chunks) load_of_item(warp + i * CUTTING_WARPS, kept[i]);
-#pragma unroll
-        for (int i = 0; i < KEPT; i++) look_at(kept[i]);  // when all have been asked for
-        for (int chunk = warp + KEPT * CUTTING_WARPS; chunk < chunks; chunk += CUTTING_WARPS) {
-            real w[4];
-            load_of_item(chunk, w), look_at(w);
-        }
-        atomicMax(&largest[lane / 4], __float_as_uint(most));
-        __syncthreads();
-        exponent = exponent_of(__uint_as_float(largest[lane / 4]));
-        const real up = power_up(exponent);
-#pragma unroll
-        for (int i = 0; i < KEPT; i++)
-            if (warp + i * CUTTING_WARPS < chunks) write(warp + i * CUTTING_WARPS, up, kept[i]);
-        for (int chunk = warp + KEPT * CUTTING_WARPS; chunk < chunks; chunk += CUTTING_WARPS) {
-            real w[4];
-            load_of_item(chunk, w), write(chunk, up, w);
-        }
-    }
-    if (warp == 0 && lane % 4 == 0) halves[(long long)CHUNKS * SLICE + number * COLUMNS + column] = __uint_as_float(exponent);
+    const unsigned exponent = READ_TWICE ? cut_read_twice(columns, largest) : cut_read_once(columns, chunks, largest);
+    if (t < 32 && t % 4 == 0) halves[(long long)CHUNKS * SLICE + number * COLUMNS + columns.own()] = __uint_as_float(exponent);
 }
