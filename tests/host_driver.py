@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,18 @@ from host_launch import HostError, LibraryKernel
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.launch import Kernel
+
+
+def devices_of(driver: Any) -> Callable[[int], AbstractContextManager[None]]:
+    """In place of torch.cuda.device: makes a device the driver's current one, and puts back what was."""
+
+    @contextmanager
+    def device(index: int) -> Iterator[None]:
+        before, driver.device = driver.device, index
+        yield
+        driver.device = before
+
+    return device
 
 
 class HostDriver:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comparison import usage
-from host_driver import HostDriver
+from host_driver import HostDriver, devices_of
 from known_rows import ROWS, Case, asked, case, driver, kernels, long_way, overlapping
 from test_device_memory import DriverError
 
@@ -115,18 +115,7 @@ def test_another_device_is_current(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each launch is made on the kernels' own."""
-
-    class Current:
-        def __init__(self, index: int) -> None:
-            self.index = index
-
-        def __enter__(self) -> None:
-            driver.device = self.index
-
-        def __exit__(self, *error: object) -> None:
-            driver.device = 1
-
-    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.cuda, "device", devices_of(driver))
     given = case.arguments()
     expected = case.module(*given)
     driver.launches.clear()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from host_driver import devices_of
 from test_launch import Driver, driver, kernel
 
 from e3nn_accel import overlapping_launch
@@ -158,19 +159,8 @@ def test_kernels(driver: Driver, monkeypatch: pytest.MonkeyPatch, can: bool) -> 
     function = Function()
     calling = overlapping_launch._calling(function, RuntimeError)
     monkeypatch.setattr(overlapping_launch, "overlapping_launch", lambda: calling if can else None)
+    monkeypatch.setattr(torch.cuda, "device", devices_of(driver))
     one = kernel(driver, "q", index=1)
-
-    class Device:
-        def __init__(self, index: int) -> None:
-            self.index = index
-
-        def __enter__(self) -> None:
-            driver.device = self.index
-
-        def __exit__(self, *error: object) -> None:
-            driver.device = 0
-
-    monkeypatch.setattr(torch.cuda, "device", Device)
     one((2, 1, 1), (64, 1, 1), 5, shared=60_000, overlapping=True)
     _, address = one.arguments.own
     one.prepared((3, 1, 1), (64, 1, 1), 60_000, overlapping=True)(71, address, 0)
