@@ -1,6 +1,7 @@
 """Time single calls, each begun on an idle device, and what they are made of; before and after a profiler has run.
 
 python tests/gpu/time_single_calls.py linears
+python tests/gpu/time_single_calls.py parts             of the linear after the convolution, again and again
 python tests/gpu/time_single_calls.py 64,1000           calls of MACE-MP-0 medium's shape, of so many atoms, float32
 
 A call is timed between two events that torch records around it, on a device that has nothing to do, as peers'
@@ -8,7 +9,9 @@ benchmarks time them: the host's work until the last launch counts, and the devi
 until the call returns. Of a linear: nothing but the two events; one of torch's smallest kernels; the plan without
 dispatch; the call; the device's own time, of replays. Of a model: what a call copies to where its graph reads it,
 by torch and in one launch; fresh copies of its batch, as the benchmark makes them for each call; a call with
-them made before; both. Medians with quartiles of 50, in microseconds.
+them made before; both. "parts" are what that linear's call does by halves, alone and together: memory, either kernel,
+both, the launches that are known by rows, the module's call; three times, for the host's part differs from one moment
+to the next. Medians with quartiles of 50, in microseconds.
 
 torch's profiler stays attached to the driver once it has run in a process: everything is timed again after it ran.
 """
@@ -29,13 +32,14 @@ from e3nn import o3
 from time_replays import captured
 from torch.profiler import ProfilerActivity, profile
 from tune_convolution import milliseconds
-from tune_linear import CASES, Case, replayed
+from tune_linear import CASES, Case, call_of, replayed
 
 import e3nn_accel
 from e3nn_accel import structures
 from e3nn_accel.cli.shapes import build, structure
 from e3nn_accel.graphs import copying
 from e3nn_accel.graphs.padding import AXES
+from e3nn_accel.new_memory import new_rows
 
 SHAPE, CALLS, WARM_UP = "mp0-medium", 50, 8
 Call = Callable[..., Any]
@@ -113,6 +117,49 @@ def linears() -> dict[str, Call]:
     return found
 
 
+def parts_of_a_call() -> dict[str, Call]:
+    """By name, what prints a line."""
+    case = CASES["linear after conv"]
+    module, (x,) = module_of(case, torch.float32)
+    one_call = call_of(case, torch.float32, "float32")
+    kernels, device = one_call.kernels, x.device
+    weights = torch.randn(kernels.paths.weights, device=device)
+    kernels.known_rows(x, weights, one_call.sorted_rows)
+    launch = kernels._launch_of("forward", x.shape, weights.shape, device)
+    halved, (cutter, product) = launch.halves, launch.kernels
+    assert halved is not None
+    small, size = torch.zeros(8, device=device), (case.rows, halved.side.out_row)
+    halves, out = new_rows(x, 1, halved.room_for_halves), new_rows(x, *size)
+    grid = (launch.blocks, 1, 1)
+
+    def cut() -> None:
+        cutter(halved.cutters, halved.cutting, weights, halves)
+
+    def multiply(overlapping: bool = False) -> None:
+        product(
+            grid, halved.block, x, halves, case.rows, out,
+            shared=halved.shared, overlapping=overlapping,
+        )  # fmt: skip
+
+    parts: dict[str, Call] = {
+        "nothing": lambda: None,
+        "a kernel of torch's": lambda: small.add_(1),
+        "memory for halves of weights": lambda: new_rows(x, 1, halved.room_for_halves),
+        "memory for the result": lambda: new_rows(x, *size),
+        "weights cut": cut,
+        "product": multiply,
+        "both": lambda: (cut(), multiply()),
+        "both, overlapping": lambda: (cut(), multiply(halved.overlapping)),
+        "of known rows": lambda: kernels.known_rows(x, weights, one_call.sorted_rows),
+        "call": lambda: module(x),
+    }
+    return {
+        f"{name}, {turn}": lambda part=part: times(part)
+        for turn in range(1, 4)
+        for name, part in parts.items()
+    }
+
+
 def models(atoms: str) -> dict[str, Call]:
     """By name, what prints a line."""
     device, found = torch.device("cuda"), {}
@@ -165,8 +212,9 @@ def main(what: str = "linears") -> None:
     """Print a line for each part, twice."""
     print(torch.cuda.get_device_name(), torch.__version__, what, flush=True)
     with e3nn_accel.enabled():
-        parts = linears() if what == "linears" else models(what)
-        with torch.no_grad() if what == "linears" else torch.enable_grad():
+        made = {"linears": linears, "parts": parts_of_a_call}
+        parts = made[what]() if what in made else models(what)
+        with torch.no_grad() if what in made else torch.enable_grad():
             for profiled in (False, True):
                 if profiled:
                     run_profiler()
