@@ -55,11 +55,14 @@ constexpr int TO_LOW = ACROSS * 16;
     PRODUCT(first_product, "=f", "0", ACROSS, SIZE, SUMS, NAMES, LEFT, RIGHT)                                                         \
     PRODUCT(product, "+f", "1", ACROSS, SIZE, SUMS, NAMES, LEFT, RIGHT)                                                               \
     __device__ __forceinline__ void wait_for_products(float (&s)[ACROSS][4]) {                                                        \
-        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" : SUMS("+f") : : "memory");                 \
+        asm volatile("wgmma.wait_group.sync.aligned 0;" : SUMS("+f") : : "memory");                                                   \
     }
 
 // Before the first of some products.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// After the last.
+__device__ __forceinline__ void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 // Of rows in `left` and of columns at `right`, added to what there is; the first, put in its place. Until wait_for_products the registers
 // of sums and rows belong to tensor cores. The first has new registers: where two lots of sums had the same ones, and the same was done
@@ -75,10 +78,10 @@ __device__ __forceinline__ void keep_rows(unsigned (&rows)[2][4]) {
 
 #endif
 
-// The sums of a warpgroup's rows and of columns that begin at `right`, some of a step's OF groups, of two steps; made_up (halves.cuh)
-// is still to come.
+// Asks for the sums of a warpgroup's rows and of columns that begin at `right`, some of a step's OF groups, of two steps; made_up
+// (halves.cuh) is still to come. Until wait_for_products and keep_rows, registers of all three and what lies at `right` stay as they are.
 template <int OF, int ACROSS>
-__device__ __forceinline__ void products_of_warpgroup(float (&sums)[ACROSS][4], unsigned (&high)[2][4], unsigned (&low)[2][4], const unsigned* right) {
+__device__ __forceinline__ void ask_for_products(float (&sums)[ACROSS][4], unsigned (&high)[2][4], unsigned (&low)[2][4], const unsigned* right) {
     const Columns first = columns_at<OF>(right), second = columns_at<OF>(right + WORDS_OF_A_STEP<OF>);
     begin_products();
     first_product(sums, low[0], first);
@@ -87,6 +90,13 @@ __device__ __forceinline__ void products_of_warpgroup(float (&sums)[ACROSS][4], 
     product(sums, high[1], second + TO_LOW<OF>);
     product(sums, high[0], first);
     product(sums, high[1], second);
+    end_products();
+}
+
+// The same, when they are there.
+template <int OF, int ACROSS>
+__device__ __forceinline__ void products_of_warpgroup(float (&sums)[ACROSS][4], unsigned (&high)[2][4], unsigned (&low)[2][4], const unsigned* right) {
+    ask_for_products<OF>(sums, high, low, right);
     wait_for_products(sums);
     keep_rows(high), keep_rows(low);
 }

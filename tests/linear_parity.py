@@ -48,6 +48,17 @@ STAGED = {
 }
 """Whose channels fill steps and whose columns fill tiles."""
 
+WEIGHTS_IN_HALVES = {
+    "MACE": ("128x0e+128x1o", "128x0e+128x1o"),
+    "parts of tiles": ("36x0e+132x1o+4x2e", "8x2e+44x0e+140x1o"),
+    "few channels": ("64x0e", "192x0e"),
+    "few channels, parts of tiles": ("40x0e+12x1o", "132x0e+20x1o"),
+    "few columns": ("136x0e+64x1o", "64x0e+60x1o"),
+    "several paths": ("96x0e+32x2e+128x1o+32x0e", "256x0e+128x2e+128x1o"),
+    "degree 7": ("68x7o", "128x7o"),
+}
+"""Whose gradient of weights is made by halves, where rows are many."""
+
 OTHER_CUTS = slow_but(
     [
         Cut(64, 64, 16, 3, 4),
@@ -139,6 +150,28 @@ def scaled(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
         exact = module(x.double())
     sizes = x.double().norm(dim=1)[:, None] * module.weight.view(96, 64).norm(dim=0) / 96**0.5
     return (found.double() - exact).abs(), sizes
+
+
+def scaled_weights(device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Errors of a gradient of weights whose channels, columns and rows differ in size, and what they are measured by.
+
+    By the norms of a channel and a column over all rows: x grows from the first row to the last, g falls.
+    """
+    module = built("132x0e", "68x0e").to(device).float()
+    channels, columns = (10 ** (4 * draw((1, n), n)).to(device) for n in (132, 68))
+    rows = (10 ** torch.linspace(-5, 5, 300, dtype=torch.float64, device=device))[:, None]
+    x = (rows * channels * draw((300, 132), 1).to(device)).float().requires_grad_()
+    g = (columns / rows * draw((300, 68), 2).to(device)).float()
+    with torch.no_grad():
+        x[:, 7] = 0
+        x[:-3, 11] *= 1e-12  # nothing but its last numbers counts
+    with accelerated(self_check=False, backend="cuda"):
+        (found,) = torch.autograd.grad(module(x), module.weight, g)
+        assert usage(module) == {("linear", "cuda"): 1}
+    x, g = x.detach().double(), g.double()
+    exact = x.T @ g / 132**0.5
+    sizes = x.norm(dim=0)[:, None] * g.norm(dim=0) / 132**0.5
+    return (found.view(132, 68) - exact).abs(), sizes
 
 
 def shrinkage(device: str = "cpu", width: int = 64, rows: int = 1000) -> dict[str, float]:

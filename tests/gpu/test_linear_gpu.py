@@ -15,7 +15,17 @@ import pytest
 import torch
 from comparison import accelerated, draw, usage
 from e3nn import o3
-from linear_parity import CASES, IN_HALVES, STAGED, built, check, scaled, shrinkage
+from linear_parity import (
+    CASES,
+    IN_HALVES,
+    STAGED,
+    WEIGHTS_IN_HALVES,
+    built,
+    check,
+    scaled,
+    scaled_weights,
+    shrinkage,
+)
 from replays import assert_replay_equals_eager, warmed_up
 
 from e3nn_accel import launch
@@ -58,6 +68,23 @@ def test_staged(case: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     check(module, x, torch.float64, device="cuda")
 
 
+@pytest.mark.parametrize("rows", [1, 70, 5000])
+@pytest.mark.parametrize("case", WEIGHTS_IN_HALVES)
+def test_weights_in_halves(case: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Hopper; of any number of rows, as of many."""
+    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
+    module = built(*WEIGHTS_IN_HALVES[case])
+    x = draw((rows, module.irreps_in.dim), 3).requires_grad_()
+    check(module, x, torch.float32, device="cuda")
+
+
+def test_sizes_of_channels_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a gradient of weights, whose powers of two change from step to step: none is lost beside others."""
+    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
+    errors, sizes = scaled_weights("cuda")
+    assert (errors <= 1e-6 * sizes).all()
+
+
 def test_sizes_of_rows_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is lost beside others."""
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
@@ -88,13 +115,17 @@ def test_captured_in_a_cuda_graph() -> None:
 
 ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 LONG = ("2048x0e+512x1o", "2048x0e+512x1o")
+OF_WEIGHTS = {"indexed_linear_weights"}
+IN_HALVES_ON_HOPPER = {"linear_weights_in_halves", "sum_of_blocks"} if ON_HOPPER else OF_WEIGHTS
 REPRODUCIBLE = {
     # irreps, rows, dtype, and the kernels that are launched
-    "many rows": (MACE, 20_000, torch.float32, {"halve_weights", "linear_in_halves"}),
-    "few rows": (MACE, 70, torch.float32, {"indexed_linear"}),
-    "few rows, sums in slices": (LONG, 40, torch.float32, {"indexed_linear", "sum_shares"}),
-    "many rows, float64": (MACE, 20_000, torch.float64, {"linear_staged" if ON_HOPPER else "indexed_linear"}),
-    "few rows, sums in slices, float64": (LONG, 40, torch.float64, {"indexed_linear", "sum_shares"}),
+    "many rows": (MACE, 20_000, torch.float32, {"halve_weights", "linear_in_halves"} | IN_HALVES_ON_HOPPER),
+    "few rows": (MACE, 70, torch.float32, {"indexed_linear"} | OF_WEIGHTS),
+    "few rows, sums in slices": (LONG, 40, torch.float32, {"indexed_linear", "sum_shares"} | OF_WEIGHTS),
+    "many rows, float64": (
+        MACE, 20_000, torch.float64, {"linear_staged" if ON_HOPPER else "indexed_linear"} | OF_WEIGHTS,
+    ),
+    "few rows, sums in slices, float64": (LONG, 40, torch.float64, {"indexed_linear", "sum_shares"} | OF_WEIGHTS),
 }  # fmt: skip
 
 
@@ -124,7 +155,7 @@ def test_bit_reproducible(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
             g = torch.cos(out.detach())
             runs.append((out, *torch.autograd.grad(out, (x, module.weight), g)))
         assert usage(module) == {("linear", "cuda"): 2}
-    assert launched == kernels | {"indexed_linear_weights"}
+    assert launched == kernels
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 

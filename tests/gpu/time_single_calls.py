@@ -11,7 +11,8 @@ dispatch; the call; the device's own time, of replays. Of a model: what a call c
 by torch and in one launch; fresh copies of its batch, as the benchmark makes them for each call; a call with
 them made before; both. "parts" are what that linear's call does by halves, alone and together: memory, either kernel,
 both, the launches that are known by rows, the module's call; three times, for the host's part differs from one moment
-to the next. Medians with quartiles of 50, in microseconds.
+to the next. Medians with quartiles of 50, in microseconds. A host that others use, too, is half as fast for seconds:
+each line says what a loop in Python took beside it.
 
 torch's profiler stays attached to the driver once it has run in a process: everything is timed again after it ran.
 """
@@ -61,7 +62,19 @@ def times(call: Call, prepare: Call = lambda: ()) -> str:
         if n >= WARM_UP:
             whole.append(1e3 * start.elapsed_time(end))
             host.append(1e6 * (returned - started))
-    return f"{spread(whole)}, host {spread(host)}"
+    return f"{spread(whole)}, host {spread(host)}; a loop in Python {loop_in_python():.1f}"
+
+
+def loop_in_python() -> float:
+    """Microseconds of some Python that has nothing to do with a GPU: how fast the host is, at this moment."""
+    taken = []
+    for _ in range(20):
+        found: dict[int, int] = {}
+        started = time.perf_counter()
+        for n in range(300):
+            found[n % 7] = n
+        taken.append(1e6 * (time.perf_counter() - started))
+    return statistics.median(taken)
 
 
 def spread(values: list[float]) -> str:

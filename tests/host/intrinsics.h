@@ -149,12 +149,13 @@ inline float __uint_as_float(unsigned x) { return __builtin_bit_cast(float, x); 
 inline float __int_as_float(int x) { return __builtin_bit_cast(float, x); }
 
 // Vectors, with the alignment that lets a GPU load one at once.
-#define HOST_VECTORS(T, ALIGN2, ALIGN4)                                                   \
-    struct alignas(ALIGN2) T##2 { T x, y; };                                              \
-    struct alignas(ALIGN4) T##4 { T x, y, z, w; };                                        \
-    inline T##2 make_##T##2(T x, T y) { return {x, y}; }                                  \
-    inline T##4 make_##T##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-HOST_VECTORS(float, 8, 16)
-HOST_VECTORS(double, 16, 16)
-HOST_VECTORS(int, 8, 16)
+#define HOST_VECTORS(T, NAME, ALIGN2, ALIGN4)                                             \
+    struct alignas(ALIGN2) NAME##2 { T x, y; };                                           \
+    struct alignas(ALIGN4) NAME##4 { T x, y, z, w; };                                     \
+    inline NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                            \
+    inline NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+HOST_VECTORS(float, float, 8, 16)
+HOST_VECTORS(double, double, 16, 16)
+HOST_VECTORS(int, int, 8, 16)
+HOST_VECTORS(unsigned, uint, 8, 16)
 #undef HOST_VECTORS

@@ -134,20 +134,48 @@ template <int ACROSS>
 constexpr int TO_LOW = ACROSS * 64;
 
 inline void begin_products() {}
+inline void end_products() {}
 inline void keep_rows(unsigned (&)[2][4]) {}
 
+namespace host {
+
+// Asked for, and had when waited for: until then registers and columns may not change.
+struct Product {
+    float (*sums)[4];
+    int across;
+    const unsigned (*left)[4];
+    Columns right;
+    bool first;
+};
+
+struct Products {
+    Product asked[8];
+    int count = 0;
+};
+static Products products[MOST_THREADS];
+
+inline void ask(float (*sums)[4], int across, const unsigned (&left)[4], Columns right, bool first) {
+    Products& mine = products[self().number];
+    if (mine.count == 8) fail("more products asked for than are remembered");
+    mine.asked[mine.count++] = {sums, across, &left, right, first};
+}
+
+}  // namespace host
+
 template <int ACROSS>
-void product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) {
+void product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) { host::ask(sums, ACROSS, left, right, false); }
+template <int ACROSS>
+void first_product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) { host::ask(sums, ACROSS, left, right, true); }
+
+template <int ACROSS>
+void wait_for_products(float (&)[ACROSS][4]) {
     const int lane = threadIdx.x % 32;
-    for (int j = 0; j < ACROSS; j++)
-        multiply_halves(sums[j], left, {right.words[j * 32 + lane], right.words[(right.across + j) * 32 + lane]});
+    host::Products& mine = host::products[host::self().number];
+    for (int n = 0; n < mine.count; n++) {
+        const host::Product& of = mine.asked[n];
+        if (of.first) std::memset(of.sums, 0, sizeof *of.sums * of.across);
+        for (int j = 0; j < of.across; j++)
+            multiply_halves(of.sums[j], *of.left, {of.right.words[j * 32 + lane], of.right.words[(of.right.across + j) * 32 + lane]});
+    }
+    mine.count = 0;
 }
-
-template <int ACROSS>
-void first_product(float (&sums)[ACROSS][4], const unsigned (&left)[4], Columns right) {
-    std::memset(sums, 0, sizeof sums);
-    product(sums, left, right);
-}
-
-template <int ACROSS>
-void wait_for_products(float (&)[ACROSS][4]) {}

@@ -14,6 +14,7 @@ from e3nn_accel.backends.cuda.indexed_linear_rows import LaunchOfRows
 from e3nn_accel.backends.cuda.indexed_linear_tables import HOPPER, LinearTables
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves, least_rows
 from e3nn_accel.backends.cuda.linear_in_halves_launch import run_of_rows
+from e3nn_accel.backends.cuda.linear_weights_in_halves import WEIGHT_ENTRIES, LinearWeightsInHalves
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.share_sums import ShareSums
@@ -89,6 +90,11 @@ class IndexedLinearKernels:
             for kind, side in self.sides.items()
             if halved and LinearInHalves.takes(side, architecture)
         }
+        self._weights_in_halves = (
+            LinearWeightsInHalves(paths)
+            if self._halves and LinearWeightsInHalves.takes(paths, architecture)
+            else None
+        )
         self._slices = {
             kind: ShareSums(side.out_row, self.real, context.dtype.itemsize, context.config)
             for kind, side in self.sides.items()
@@ -115,6 +121,8 @@ class IndexedLinearKernels:
         if way == "halves" and kind in self._halves:
             suffix = "_input" if kind == "to_input" else ""
             return self._halves[kind].program(suffix, self.description)
+        if way == "halves" and kind == "to_weight" and self._weights_in_halves is not None:
+            return self._weights_in_halves.program(self.description)
         few = way == "few" and kind in self.sides
         tables = self._tables.get((kind, few), self._of_dw)
         entry, _ = self._entry(kind, tables)
@@ -147,6 +155,8 @@ class IndexedLinearKernels:
     def _entries(self, kind: str, way: Way) -> tuple[tuple[str, str], ...]:
         if way == "halves" and kind in self._halves:
             return self._halves[kind].entries
+        if way == "halves" and kind == "to_weight" and self._weights_in_halves is not None:
+            return WEIGHT_ENTRIES
         return (self._entry(kind, self._tables.get((kind, way == "few"), self._of_dw)),)
 
     @staticmethod
@@ -154,12 +164,13 @@ class IndexedLinearKernels:
         return STAGED if tables.staged else ENTRIES[kind]
 
     def _of_weights(self, device: torch.device) -> Kernel:
-        """The same whichever way rows are taken: of those that are loaded, if any are."""
-        for way in self._ways:
+        """The same whichever way rows are taken, but for halves of weights: of those that are loaded, if any are."""
+        ways = [way for way in self._ways if way != "halves" or self._weights_in_halves is None]
+        for way in ways:
             found = self._kernels.get((device, way))
             if found is not None:
                 return found["to_weight"][0]
-        return self._loaded("to_weight", device, self._ways[0])[0]
+        return self._loaded("to_weight", device, ways[0])[0]
 
     def _way(self, rows: int, processors: int, fine: LaunchOfRows) -> Way:
         # few leave a device without work unless they are cut finely
@@ -244,6 +255,13 @@ class IndexedLinearKernels:
     def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
         """The gradient of the weights, flat."""
         rows, species = x.shape[0], max(1, self.paths.species)
+        in_halves, processors = self._weights_in_halves, multiprocessors(x.device)
+        if (
+            in_halves is not None
+            and self._way(rows, processors, self._rows["forward", True]) == "halves"
+        ):
+            kernels = self._loaded("to_weight", x.device, "halves")
+            return in_halves.weights(kernels, x, g, processors)
         most = min(BLOCKS_FOR_SUMS // (self._tiles * species), PARTIAL_SUMS // self.paths.weights)
         slices = max(1, min(-(-rows // ROWS_OF_A_SLICE), most))
         sums = x.new_empty((slices, self.paths.weights))
