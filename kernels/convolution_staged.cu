@@ -99,11 +99,6 @@ __device__ __forceinline__ void leave_last(Leaving& leaving, Stage& s, real* dx,
     }
 }
 
-__device__ __forceinline__ void finish_edge(Stage& s, int slot) {
-    fence_for_engines();
-    done_with(s.ring, slot);
-}
-
 __device__ __forceinline__ void store_second(const Stage& s, real* dy, int batch, int edges) {
     __syncthreads();
     for (int t = threadIdx.x; t < edges * Y_COMPONENTS; t += THREADS) {
@@ -163,7 +158,7 @@ convolution_backward(const real* __restrict__ x, const real* __restrict__ y, con
 #if WANT_X
             write_features(slot.x, dxs, u);
 #endif
-            finish_edge(s, turn.slot);
+            done_with(s.ring, turn.slot);
 #if WANT_Y
             keep_partial(s.sums, e, dys);
 #endif
@@ -230,7 +225,7 @@ convolution_double(const real* __restrict__ x, const real* __restrict__ y, const
                 to_second_input(p, t, g, dys);
             }
             write_features(slot.x, dxs, u);
-            finish_edge(s, turn.slot);
+            done_with(s.ring, turn.slot);
             keep_partial(s.sums, e, dys);
             if (threadIdx.x == 0) leave(leaving, s, rows, dx, dw, begin, end, n);
             turn.next();

@@ -152,8 +152,9 @@ __device__ __forceinline__ void write_features(real* row, const real (&x)[X_COMP
         if (ACTIVE(IN_ROW[i].mul)) row[IN_ROW[i].offset + u * IN_ROW[i].stride] = x[i];
 }
 
-// One arrival a warp, when all its lanes have read the slot.
+// One arrival a warp, when the copy engine may have the slot: all lanes have read it, and no read is still on its way, nor what was written.
 __device__ __forceinline__ void done_with(Ring& ring, int slot) {
+    fence_for_engines();
     __syncwarp();
     if (EVERY_THREAD_ARRIVES || threadIdx.x % 32 == 0) arrive(ring.done[slot]);
 }

@@ -136,7 +136,7 @@ def test_blocks_have_room_beside_one_another(irreps: tuple[str, str]) -> None:
 
 
 def test_float64_is_not_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until it is known why some of its blocks' sums are wrong where processes take turns on a device."""
+    """Until no block's sums are seen to be wrong where processes take turns on a device."""
     assert LinearTables(paths_of(STAGED["MACE"]), "double", architecture=90).staged
     monkeypatch.undo()
     assert not LinearTables(paths_of(STAGED["MACE"]), "double", architecture=90).staged

@@ -22,8 +22,8 @@ COPIERS = 4
 STAGED_DOUBLES = False
 """Whether float64 is taken by warps that copy for others (linear_staged.cu), a quarter faster.
 
-It isn't until it is known why sums of some of its blocks are wrong now and then where processes take turns on a device
-(kernels/README.md).
+It isn't until what was wrong with it is seen to be gone: where processes took turns on a device, sums of some of its
+blocks were wrong now and then (kernels/README.md).
 """
 
 
