@@ -15,9 +15,9 @@
 // Every block writes its sums where nobody else does; sum_of_blocks adds those of a tile up, in a fixed order: the same bits each time.
 // Bytes, 4 to a number: N (x ceil(columns / COLUMNS) + g ceil(channels / TILE)), and twice a tile for each block.
 //
-// plan.cuh: IN_ROW, OUT_ROW; COLUMNS; PATH; ITEM = {path, first u, first w}, those of fewer components
-// first; DIMS, for each number of components that there is: it, its first item, and how many it has; LEFT_ROOM, RIGHT_ROOM, what x and g
-// of a slot take. TRANSPOSED: x and g have changed places, where x has few channels, and W's rows are columns.
+// plan.cuh: IN_ROW, OUT_ROW; COLUMNS; PATH; ITEM = {path, first u, first w}, those of fewer components first; DIMS, for each number of
+// components that there is: it, its first item, and how many it has; LEFT_ROOM, RIGHT_ROOM, what x and g of a slot take.
+// TRANSPOSED: x and g have changed places, where x has few channels, and W's rows are columns.
 
 #include "plan.cuh"
 #include "halves.cuh"
@@ -298,11 +298,11 @@ sum_of_blocks(const real* __restrict__ sums_of_blocks, long long rows, int steps
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, number = blockIdx.x / COLUMNS, at = blockIdx.x % COLUMNS * 128 + lane * 4;
     long long first = at, next = 0;
     int slices = 0;
-#define FIND(DIM, FIRST, HERE)                                              \
-    if (number >= FIRST && number < FIRST + HERE) {                         \
+#define FIND(DIM, FIRST, HERE)                                                  \
+    if (number >= FIRST && number < FIRST + HERE) {                             \
         slices = slices_of(DIM, rows, steps), next = (long long)HERE * of_tile; \
-        first += (long long)(number - FIRST) * of_tile;                     \
-    } else if (number >= FIRST + HERE)                                      \
+        first += (long long)(number - FIRST) * of_tile;                         \
+    } else if (number >= FIRST + HERE)                                          \
         first += (long long)HERE * slices_of(DIM, rows, steps) * of_tile;
     DIMS(FIND)
     float4 sum = {};
