@@ -38,14 +38,15 @@ Results = dict[str, Any]
 def differences(
     found: list[tuple[int, Results]], expected: list[Results], most: float
 ) -> list[str]:
-    """A line for each call whose atoms' energies or forces differ from those of its way by more than rounding."""
+    """A line for each call whose atoms' energies or forces differ by more, relative to the norm of those of its way."""
     lines = []
     for way, results in found:
         for name in ("node_energy", "forces"):
-            value, right = results[name].detach(), expected[way][name].detach()
-            each = (value - right).abs().reshape(len(right), -1).amax(1)
-            wrong = each > most * right.abs().max()
-            if bool(wrong.any()):
+            difference, right = results[name].detach() - expected[way][name], expected[way][name]
+            allowed = most * right.detach().norm()
+            if bool(~(difference.norm() <= allowed)):
+                each = difference.detach().abs().reshape(len(right), -1).amax(1)
+                wrong = ~(each <= allowed)
                 worst = each.argsort(descending=True)[:8].tolist()
                 lines.append(f"{name}: {float(each.max()):.1e}, {int(wrong.sum())} atoms, {worst}")
     return lines
@@ -74,12 +75,13 @@ def one_process(seconds: float, dtype: torch.dtype, atoms: int) -> None:
                 ]
     print(*wrong[:MOST_PRINTED], sep="\n", end="\n" if wrong else "")
     print(f"{len(wrong)} results wrong of {calls}", flush=True)
+    raise SystemExit(bool(wrong))
 
 
 def main(
     processes: str, seconds: str, dtype: str, atoms: str, kernels: str = "", child: str = ""
 ) -> None:
-    """Start so many processes of this file, or be one of them."""
+    """Start so many processes of this file, or be one of them; fails where a result is wrong."""
     if child:
         indexed_linear_tables.STAGED_DOUBLES = kernels == "staged"
         torch.set_default_dtype(torch.float64)
