@@ -26,6 +26,7 @@ template <int COUNT>
 __device__ __forceinline__ void wait_until_empty(Slots<COUNT>& slots, const Turn<COUNT>& turn) { wait(slots.empty[turn.slot], turn.parity ^ 1); }
 
 // Of warps that read, one arrival each, when all lanes have read the slot.
+// Reads that may still be on their way then, as those of numbers that are used later, want fence_for_engines (pipeline.cuh) before this.
 constexpr int READER = EVERY_THREAD_ARRIVES ? 32 : 1;
 template <int COUNT>
 __device__ __forceinline__ void was_read(Slots<COUNT>& slots, const Turn<COUNT>& turn) {
