@@ -6,7 +6,7 @@ from functools import cached_property, lru_cache
 
 import torch
 
-from e3nn_accel.backends.cuda.indexed_linear_tables import HOPPER
+from e3nn_accel.backends.cuda.linear_in_halves import BYTES, CHUNK, HOPPER, LINE
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.tensor_product_plan import array, defines, for_each
 from e3nn_accel.compile import KernelProgram
@@ -16,13 +16,12 @@ from e3nn_accel.new_memory import new_rows
 WEIGHT_ENTRIES = (("linear_weights_in_halves", "PPqiP"), ("sum_of_blocks", "PqiP"))
 THREADS, STAGES, LOTS = 256, 2, 2
 """Of a block, its slots of rows, and its lots of halves."""
-CHANNELS, CHUNKS, CHUNK = 128, 2, 16
-"""Of a tile; of a step, and nodes' components that tensor cores sum over at once."""
+CHANNELS, CHUNKS = 128, 2
+"""Of a tile; of a step, each of as many components of nodes as tensor cores sum over at once."""
 BLOCKS = 2
 """Of a multiprocessor: all blocks run at once."""
 LEAST_STEPS, FEWEST_STEPS = 8, 4
 """Of a block, whose beginning and end take as long as some: of a multiprocessor's only one, and of less work still."""
-BYTES, LINE = 4, 32
 TOGETHER = 4
 """Numbers that bulk copies move at once."""
 SUMMED_TOGETHER = 128
