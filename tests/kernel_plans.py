@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
-from unittest import mock
 
 import torch
 from convolution_parity import every_path
@@ -17,7 +16,6 @@ from mace_parts import Contraction
 from e3nn_accel.backends.cuda import contraction as contraction_plan
 from e3nn_accel.backends.cuda import (
     indexed_linear,
-    indexed_linear_tables,
     linear,
     radial_embedding,
     radial_mlp,
@@ -141,16 +139,6 @@ def _single_matrix(
     )
     assert isinstance(plan, Plan), plan
     return list(plan.programs)
-
-
-def by_warps_that_copy(programs: Programs) -> Programs:
-    """Of float64, as it isn't taken by default."""
-
-    def found(dtype: torch.dtype, architecture: int) -> list[KernelProgram]:
-        with mock.patch.object(indexed_linear_tables, "STAGED_DOUBLES", True):
-            return programs(dtype, architecture)
-
-    return found
 
 
 def radial(*widths: int) -> Programs:
@@ -278,11 +266,6 @@ PLANS = {
     ),
     "linear, MACE": RecordedPlan(
         single_matrix("128x0e+128x1o", "128x0e+128x1o"), BOTH, architectures=WITH_TF32
-    ),
-    "linear, MACE, by warps that copy": RecordedPlan(
-        by_warps_that_copy(single_matrix("128x0e+128x1o", "128x0e+128x1o")),
-        (torch.float64,),
-        architectures=(90,),
     ),
     "linear, MACE, tf32": RecordedPlan(
         single_matrix("128x0e+128x1o", "128x0e+128x1o", precision="tf32"), architectures=WITH_TF32

@@ -10,11 +10,7 @@ from kernel_barriers import barriers, without
 from linear_parity import STAGED, built, check
 from slow_cases import slow_but
 
-from e3nn_accel.backends.cuda import (
-    indexed_linear_launch,
-    indexed_linear_tables,
-    linear_in_halves,
-)
+from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels
 from e3nn_accel.backends.cuda.indexed_linear_tables import LinearTables
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
@@ -32,8 +28,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def many_rows_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are many, the device one that has bulk copies, and float64 by them, as it isn't by default."""
-    monkeypatch.setattr(indexed_linear_tables, "STAGED_DOUBLES", True)
+    """Rows are many, and the device one that has bulk copies."""
     monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 0)
     monkeypatch.setattr(indexed_linear_launch, "architecture_of", lambda device: 90)
 
@@ -133,13 +128,6 @@ def test_blocks_have_room_beside_one_another(irreps: tuple[str, str]) -> None:
         halves = LinearInHalves(side, 90)
         assert halves.cut.multipliers == 3 or not side.whole("columns", 128)
         assert halves.cut.blocks * (halves.shared + 1280) <= 228 * 1024
-
-
-def test_float64_is_not_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until no block's sums are seen to be wrong where processes take turns on a device."""
-    assert LinearTables(paths_of(STAGED["MACE"]), "double", architecture=90).staged
-    monkeypatch.undo()
-    assert not LinearTables(paths_of(STAGED["MACE"]), "double", architecture=90).staged
 
 
 def test_no_devices_without_bulk_copies() -> None:

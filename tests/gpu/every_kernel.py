@@ -43,11 +43,7 @@ from radial_parity import CASES as NETS
 from reshape_parity import built as reshape
 
 from e3nn_accel import compile, groupings, launch
-from e3nn_accel.backends.cuda import (
-    contraction_kernels,
-    indexed_linear_launch,
-    indexed_linear_tables,
-)
+from e3nn_accel.backends.cuda import contraction_kernels, indexed_linear_launch
 from e3nn_accel.backends.cuda.edge_vectors import EdgeVectors
 from e3nn_accel.backends.cuda.group_sums import GroupSums
 from e3nn_accel.backends.cuda.tensor_copies import TensorCopies
@@ -109,10 +105,9 @@ def linears(dtype: torch.dtype) -> Iterator[Work]:
 
 
 def linears_of_many_rows(dtype: torch.dtype) -> Iterator[Work]:
-    """However few there are, some of which are in a step that isn't full; float64 as it isn't taken by default."""
-    few = mock.patch.object(indexed_linear_launch, "FEW_BLOCKS", -1)
-    with few, mock.patch.object(indexed_linear_tables, "STAGED_DOUBLES", True):
-        for case in (*WEIGHTS_IN_HALVES.values(), *STAGED.values()):
+    """However few there are, some of which are in a step that isn't full."""
+    with mock.patch.object(indexed_linear_launch, "FEW_BLOCKS", -1):
+        for case in WEIGHTS_IN_HALVES.values():
             module = linear(*case)
             yield module, module, [draw((205, module.irreps_in.dim), 3, dtype)]
 

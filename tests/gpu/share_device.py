@@ -1,7 +1,6 @@
 """Compare replays with eager calls while several processes take turns on a device.
 
 python tests/gpu/share_device.py 12 120 float64 200              processes, seconds, dtype, atoms
-python tests/gpu/share_device.py 12 120 float64 200 staged       with linear_staged.cu, which isn't taken by default
 
 A device leaves a kernel of one process for another's, between blocks or within them, and comes back. What goes wrong
 then doesn't in a process by itself, as tests have it. Each process has the shipped model in a captured graph, asks for
@@ -26,7 +25,6 @@ import torch
 from test_model_graphs_gpu import BACKEND, TOLERANCE, call, crystal, eager, moved, shipped
 
 import e3nn_accel
-from e3nn_accel.backends.cuda import indexed_linear_tables
 from e3nn_accel.graphs import eager as graphs_eager
 
 WAYS, REPLAYS = 6, 40
@@ -78,16 +76,13 @@ def one_process(seconds: float, dtype: torch.dtype, atoms: int) -> None:
     raise SystemExit(bool(wrong))
 
 
-def main(
-    processes: str, seconds: str, dtype: str, atoms: str, kernels: str = "", child: str = ""
-) -> None:
+def main(processes: str, seconds: str, dtype: str, atoms: str, child: str = "") -> None:
     """Start so many processes of this file, or be one of them; fails where a result is wrong."""
     if child:
-        indexed_linear_tables.STAGED_DOUBLES = kernels == "staged"
         torch.set_default_dtype(torch.float64)
         one_process(float(seconds), getattr(torch, dtype), int(atoms))
         return
-    command = [sys.executable, "-W", "ignore", __file__, processes, seconds, dtype, atoms, kernels]
+    command = [sys.executable, "-W", "ignore", __file__, processes, seconds, dtype, atoms]
     running = [subprocess.Popen([*command, "child"]) for _ in range(int(processes))]
     raise SystemExit(max(process.wait() for process in running))
 

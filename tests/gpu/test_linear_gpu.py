@@ -29,7 +29,7 @@ from linear_parity import (
 from replays import assert_replay_equals_eager, warmed_up
 
 from e3nn_accel import launch
-from e3nn_accel.backends.cuda import indexed_linear_launch, indexed_linear_tables
+from e3nn_accel.backends.cuda import indexed_linear_launch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,9 +61,8 @@ def test_in_halves(case: str, rows: int) -> None:
 @pytest.mark.parametrize("rows", [1, 70, 5000])
 @pytest.mark.parametrize("case", STAGED)
 def test_staged(case: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of any number of rows, as of many; on Hopper with warps that copy for the others, as they may not by default."""
+    """Of any number of rows, as of many; on Hopper with warps that copy for the others."""
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
-    monkeypatch.setattr(indexed_linear_tables, "STAGED_DOUBLES", True)
     module = built(*STAGED[case])
     x = draw((rows, module.irreps_in.dim), 3).requires_grad_()
     check(module, x, torch.float64, device="cuda")
@@ -123,7 +122,9 @@ REPRODUCIBLE = {
     "many rows": (MACE, 20_000, torch.float32, {"halve_weights", "linear_in_halves"} | IN_HALVES_ON_HOPPER),
     "few rows": (MACE, 70, torch.float32, {"indexed_linear"} | OF_WEIGHTS),
     "few rows, sums in slices": (LONG, 40, torch.float32, {"indexed_linear", "sum_shares"} | OF_WEIGHTS),
-    "many rows, float64": (MACE, 20_000, torch.float64, {"indexed_linear"} | OF_WEIGHTS),
+    "many rows, float64": (
+        MACE, 20_000, torch.float64, {"linear_staged" if ON_HOPPER else "indexed_linear"} | OF_WEIGHTS,
+    ),
     "few rows, sums in slices, float64": (LONG, 40, torch.float64, {"indexed_linear", "sum_shares"} | OF_WEIGHTS),
 }  # fmt: skip
 

@@ -19,12 +19,6 @@ from e3nn_accel.config import Precision
 HOPPER = 90
 COPIERS = 4
 """Warps: registers are handed over between warpgroups."""
-STAGED_DOUBLES = False
-"""Whether float64 is taken by warps that copy for others (linear_staged.cu), a quarter faster.
-
-It isn't until what was wrong with it is seen to be gone: where processes took turns on a device, sums of some of its
-blocks were wrong now and then (kernels/README.md).
-"""
 
 
 def layout_of(
@@ -45,13 +39,12 @@ def layout_of(
 def _layout_of_doubles(paths: MatrixPaths, of_weights: bool, architecture: int) -> Layout:
     """Tiles of 128 columns read less for what they multiply; of 64 where half would be empty, or cut short.
 
-    On Hopper a warpgroup may copy for another, where steps and tiles are full and copies whole.
+    On Hopper a warpgroup copies for another, where steps and tiles are full and copies whole.
     """
     scattered = paths.scattered(8)
     if of_weights or scattered:
         return Layout(TILE, 2, stages=2 if scattered else 3)
-    staged = STAGED_DOUBLES and architecture == HOPPER and paths.whole("channels", DEPTH)
-    copiers = COPIERS if staged else 0
+    copiers = COPIERS if architecture == HOPPER and paths.whole("channels", DEPTH) else 0
     if not paths.species and paths.whole("columns", 2 * TILE):
         return Layout(TILE, 2, columns=2 * TILE, stages=3, copiers=copiers)
     if paths.species or not paths.whole("columns", TILE):
