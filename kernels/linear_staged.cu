@@ -112,7 +112,6 @@ __device__ __forceinline__ void multiply_steps(Sums& sums, const Item& item, con
             };
             auto of_right = [&](int j, int at, int n) { return number_of_right(right, own_depth(at, n), right_column(j)); };
             add_products(sums, of_left, of_right);
-            fence_for_engines();  // else the last reads may still be on their way when the slot is filled again
             was_read(slots, turn);
             turn.advance();
         }

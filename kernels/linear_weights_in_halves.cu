@@ -2,7 +2,7 @@
 //
 //   dW_p[u,w] = c_p * sum over nodes n, components k:  x[n,u,k] * g[n,w,k]
 //
-// Who owns what. A block owns TILE u by COLUMNS w of a path, and so many steps of the rows: each STEPS times the nodes whose components fit
+// Who owns what. A block owns TILE u by COLUMNS w of a path, and so many steps of the rows (weight_blocks.cuh): each STEPS times the nodes whose components fit
 // in the 16 numbers that tensor cores sum over (CHUNK), the rest of which are zero. Its two warpgroups multiply 64 u each. They have
 // x's halves in registers; g's, which both need, go to shared memory, where 16 lanes and their neighbours by 16 cut a column of a
 // chunk each. A second lot of these halves makes one barrier a step enough. Other blocks of the multiprocessor multiply while one cuts, which
@@ -12,10 +12,9 @@
 // a step has a larger one, what has been summed is multiplied by what lies between the two. So a step's sums are added as they are.
 // A product is wrong by 2^-23 of itself, or 2^-39 of that of the largest numbers, as in linear_in_halves.cu.
 //
-// Every block writes its sums where nobody else does; sum_of_blocks adds those of a tile up, in a fixed order: the same bits each time.
 // Bytes, 4 to a number: N (x ceil(columns / COLUMNS) + g ceil(channels / TILE)), and twice a tile for each block.
 //
-// plan.cuh: IN_ROW, OUT_ROW; COLUMNS; PATH; ITEM = {path, first u, first w}, those of fewer components first; DIMS, for each number of
+// plan.cuh: IN_ROW, OUT_ROW; CHANNELS, TILE's other name, and COLUMNS; PATH; ITEM = {path, first u, first w}, those of fewer components first; DIMS, for each number of
 // components that there is: it, its first item, and how many it has; LEFT_ROOM, RIGHT_ROOM, what x and g of a slot take.
 // TRANSPOSED: x and g have changed places, where x has few channels, and W's rows are columns.
 
@@ -23,25 +22,19 @@
 #include "linear_weights_in_halves.cuh"
 #include "pipeline.cuh"
 #include "warpgroups.cuh"
+#include "weight_blocks.cuh"
 
-#ifndef TRANSPOSED
-#define TRANSPOSED 0
-#endif
 constexpr int WARPS = THREADS / 32, BLOCKS = 2, STAGES = 2;
 constexpr int SLOT = LEFT_ROOM + RIGHT_ROOM, HALVES = STEPS * WORDS_OF_A_STEP<ACROSS>, LOTS = 2;
 constexpr int WARPS_THAT_CUT = COLUMNS / 16;  // g
 static_assert(SLOT % 32 == 0, "halves begin as tensor cores read them");
 
+__device__ __forceinline__ long long rows_of_block(int dim, int steps) { return (long long)steps * (STEPS * (CHUNK / dim)); }
+
 struct Shared {
     Barrier full[STAGES];
     alignas(16) real factor[LOTS][COLUMNS];  // of what has been summed of a column
     alignas(16) real power[COLUMNS];         // in the end
-};
-
-// What a block sums: so many rows.
-struct Share {
-    const real *x, *grad;  // of the first
-    int rows, left_bytes, right_bytes;  // of a node
 };
 
 // Asks for the nodes of a step that begins at row `row`: half of the warps for those of a chunk, each for every so manyth.
@@ -133,12 +126,6 @@ __device__ __forceinline__ void sum(const Share& of, real* memory, Shared& s, re
     write_tile(sums, own_row, s.power, to);
 }
 
-// Blocks of a number of components have its tiles of the first rows, then those of the next.
-__device__ __forceinline__ int slices_of(int dim, long long rows, int steps) {
-    const unsigned nodes = STEPS * (CHUNK / dim), in_all = (unsigned)((rows + nodes - 1) / nodes);
-    return (int)((in_all + steps - 1) / steps);
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 linear_weights_in_halves(const real* __restrict__ x, const real* __restrict__ grad, long long rows, int steps, real* __restrict__ sums_of_blocks) {
     extern __shared__ __align__(128) real memory[];
@@ -149,52 +136,13 @@ linear_weights_in_halves(const real* __restrict__ x, const real* __restrict__ gr
     }
     __syncthreads();
     int block = blockIdx.x;
-#define OF_DIM(DIM, FIRST, HERE)                                                                                                       \
-    {                                                                                                                                  \
-        const int blocks = HERE * slices_of(DIM, rows, steps);                                                                         \
-        if (block < blocks) {                                                                                                          \
-            const Item item = ITEM[FIRST + block % HERE];                                                                              \
-            const Path path = PATH[item.path];                                                                                         \
-            const long long each = (long long)steps * NODES<DIM>, begin = block / HERE * each;                                         \
-            const int of_channel = DIM * sizeof(real);                                                                                 \
-            const Share of = {x + begin * IN_ROW + path.in + item.u * DIM, grad + begin * OUT_ROW + path.out + item.w * DIM,           \
-                              (int)min(rows - begin, each), min(TILE, path.channels - item.u) * of_channel,                            \
-                              min(COLUMNS, path.columns - item.w) * of_channel};                                                       \
-            return sum<DIM>(of, memory, s, sums_of_blocks + (long long)blockIdx.x * (TILE * COLUMNS));                                 \
-        }                                                                                                                              \
-        block -= blocks;                                                                                                               \
+#define OF_DIM(DIM, FIRST, HERE)                                                                                                 \
+    {                                                                                                                            \
+        const int blocks = HERE * slices_of(DIM, rows, steps);                                                                   \
+        if (block < blocks)                                                                                                      \
+            return sum<DIM>(share_of<DIM>(ITEM[FIRST + block % HERE], block / HERE, x, grad, rows, steps), memory, s,            \
+                            sums_of_blocks + (long long)blockIdx.x * OF_TILE);                                                   \
+        block -= blocks;                                                                                                         \
     }
     DIMS(OF_DIM)
-}
-
-// A block adds up 128 numbers of a tile, those of every so manyth block in each warp, four to a lane, and then what its warps have.
-extern "C" __global__ void __launch_bounds__(THREADS)
-sum_of_blocks(const real* __restrict__ sums_of_blocks, long long rows, int steps, real* __restrict__ weights) {
-    constexpr int of_tile = TILE * COLUMNS;
-    __shared__ float4 of_warps[WARPS][32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, number = blockIdx.x / COLUMNS, at = blockIdx.x % COLUMNS * 128 + lane * 4;
-    long long first = at, next = 0;
-    int slices = 0;
-#define FIND(DIM, FIRST, HERE)                                                  \
-    if (number >= FIRST && number < FIRST + HERE) {                             \
-        slices = slices_of(DIM, rows, steps), next = (long long)HERE * of_tile; \
-        first += (long long)(number - FIRST) * of_tile;                         \
-    } else if (number >= FIRST + HERE)                                          \
-        first += (long long)HERE * slices_of(DIM, rows, steps) * of_tile;
-    DIMS(FIND)
-    float4 sum = {};
-    auto add = [&](const float4& of) { sum.x += of.x, sum.y += of.y, sum.z += of.z, sum.w += of.w; };
-#pragma unroll 4
-    for (int slice = warp; slice < slices; slice += WARPS) add(*reinterpret_cast<const float4*>(sums_of_blocks + first + slice * next));
-    of_warps[warp][lane] = sum;
-    __syncthreads();
-    if (warp > 0) return;
-    for (int other = 1; other < WARPS; other++) add(of_warps[other][lane]);
-    const Item item = ITEM[number];
-    const Path path = PATH[item.path];
-    const int u = item.u + at / COLUMNS, w = item.w + at % COLUMNS;
-    if (u >= path.channels || w >= path.columns) return;
-    const int of_next = TRANSPOSED ? path.channels : 1;
-    real* to = weights + path.weight + (TRANSPOSED ? w * path.channels + u : u * path.columns + w);
-    to[0] = path.scale * sum.x, to[of_next] = path.scale * sum.y, to[2 * of_next] = path.scale * sum.z, to[3 * of_next] = path.scale * sum.w;
 }

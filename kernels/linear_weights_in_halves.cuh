@@ -6,8 +6,8 @@
 #include "warpgroups.cuh"
 
 constexpr int THREADS = 256, STEPS = 2, CHUNK = 16;
-constexpr int TILE = 128, ACROSS = COLUMNS / 8, AT_ONCE = 8;  // groups of eight columns: of a tile, and whose products are asked for at once
-static_assert(COLUMNS == 64 || COLUMNS == 128, "as tensor cores take them");
+constexpr int TILE = CHANNELS, ACROSS = COLUMNS / 8, AT_ONCE = 8;  // groups of eight columns: of a tile, and whose products are asked for at once
+static_assert(TILE == 128 && (COLUMNS == 64 || COLUMNS == 128), "as tensor cores take them");
 
 // A chunk's nodes in a slot, of each WIDE channels with all components. Eight numbers between nodes take those that a warp's lanes read to other
 // banks, sixteen between chunks a column's second chunk.

@@ -52,6 +52,13 @@ __device__ __forceinline__ void multiply_tiles(double (&sum)[4], const double (&
         : "d"(a[0]), "d"(a[1]), "d"(a[2]), "d"(a[3]), "d"(b[0]), "d"(b[1]));
 }
 
+// Half a step: four columns, or rows.
+__device__ __forceinline__ void multiply_four(double (&sum)[4], const double (&a)[2], double b) {
+    asm("mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+d"(sum[0]), "+d"(sum[1]), "+d"(sum[2]), "+d"(sum[3])
+        : "d"(a[0]), "d"(a[1]), "d"(b));
+}
+
 // Two steps at once: what a lane has of the second is 8 columns, or rows, further.
 __device__ __forceinline__ void multiply_two(double (&sum)[4], const double (&a)[2][4], const double (&b)[2][2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7, %8, %9, %10, %11}, "

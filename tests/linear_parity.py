@@ -21,6 +21,9 @@ from product_parity import TOLERANCE
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda.linear_in_halves import Cut
+from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
+from e3nn_accel.descriptor import LinearDescriptor
+from e3nn_accel.patches.linear import e3nn_accel_describe
 
 CASES = {
     "MACE": ("33x0e+33x1o", "33x0e+33x1o"),
@@ -56,6 +59,10 @@ WEIGHTS_IN_HALVES = {
     "few columns": ("136x0e+64x1o", "64x0e+60x1o"),
     "several paths": ("96x0e+32x2e+128x1o+32x0e", "256x0e+128x2e+128x1o"),
     "degree 7": ("68x7o", "128x7o"),
+}
+WEIGHTS_STAGED = {
+    **{name: irreps for name, irreps in WEIGHTS_IN_HALVES.items() if name != "degree 7"},
+    "degree 6": ("68x6e", "128x6e"),
 }
 """Whose gradient of weights is made by halves, where rows are many."""
 
@@ -122,6 +129,15 @@ def check(
     slices = {"x": list(module.irreps_in.slices()), "value": out, "weight": pieces, "w": pieces}
     found = Derivatives({name: t.double() for name, t in found.tensors.items()})
     assert_close(found, expected, TOLERANCE[dtype][1], slices)
+
+
+def paths_of(*irreps: str) -> MatrixPaths:
+    """Of a linear between these."""
+    descriptor = e3nn_accel_describe(built(*irreps), "linear")
+    assert isinstance(descriptor, LinearDescriptor)
+    paths = MatrixPaths.of_linear(descriptor)
+    assert isinstance(paths, MatrixPaths)
+    return paths
 
 
 def built(*irreps: str, **given: int | list[bool]) -> Any:

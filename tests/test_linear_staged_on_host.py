@@ -7,17 +7,14 @@ import torch
 from comparison import accelerated, draw
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
-from linear_parity import STAGED, built, check
+from linear_parity import STAGED, built, check, paths_of
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_in_halves
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels
 from e3nn_accel.backends.cuda.indexed_linear_tables import LinearTables
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves
-from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.config import Config
-from e3nn_accel.descriptor import LinearDescriptor
-from e3nn_accel.patches.linear import e3nn_accel_describe
 from e3nn_accel.plan import PlanContext
 
 pytestmark = [
@@ -31,15 +28,6 @@ def many_rows_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are many, and the device one that has bulk copies."""
     monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 0)
     monkeypatch.setattr(indexed_linear_launch, "architecture_of", lambda device: 90)
-
-
-def paths_of(irreps: tuple[str, str]) -> MatrixPaths:
-    """Of a linear between these."""
-    descriptor = e3nn_accel_describe(built(*irreps), "linear")
-    assert isinstance(descriptor, LinearDescriptor)
-    paths = MatrixPaths.of_linear(descriptor)
-    assert isinstance(paths, MatrixPaths)
-    return paths
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -111,7 +99,7 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
 def test_which_are(irreps: tuple[str, str], which: set[str]) -> None:
     """Those whose channels fill steps, whose columns fill tiles, and that are copied 16 bytes at a time."""
     kernels = IndexedLinearKernels(
-        paths_of(irreps), "", PlanContext(torch.float64, torch.device("cpu"), Config(), 90)
+        paths_of(*irreps), "", PlanContext(torch.float64, torch.device("cpu"), Config(), 90)
     )
     staged = {p.name for p in kernels.programs() if p.file == "linear_staged.cu"}
     names = {"forward": "linear_staged_double", "to_input": "linear_staged_input_double"}
@@ -121,7 +109,7 @@ def test_which_are(irreps: tuple[str, str], which: set[str]) -> None:
 @pytest.mark.parametrize("irreps", [*STAGED.values(), ("256x7o", "256x7o")], ids=str)
 def test_blocks_have_room_beside_one_another(irreps: tuple[str, str]) -> None:
     """Of a multiprocessor's 228 KiB, 1 of which is the system's for each block, and as much is left for barriers."""
-    paths = paths_of(irreps)
+    paths = paths_of(*irreps)
     for side in (paths, paths.turned):
         tables = LinearTables(side, "double", architecture=90)
         assert tables.layout.blocks * (tables.shared + 1280) <= 228 * 1024
@@ -132,7 +120,7 @@ def test_blocks_have_room_beside_one_another(irreps: tuple[str, str]) -> None:
 
 def test_no_devices_without_bulk_copies() -> None:
     """Nor those where a ring would cost blocks."""
-    paths = paths_of(STAGED["MACE"])
+    paths = paths_of(*STAGED["MACE"])
     for architecture in (0, 80, 89, 120):
         assert not LinearTables(paths, "double", architecture=architecture).staged
         assert not LinearInHalves(paths, architecture).cut.multipliers

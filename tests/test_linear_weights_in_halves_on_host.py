@@ -8,19 +8,17 @@ from typing import Any
 import pytest
 import torch
 from comparison import accelerated, draw
-from e3nn import o3
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
-from linear_parity import WEIGHTS_IN_HALVES, built, check, scaled_weights, shrinkage
+from linear_parity import WEIGHTS_IN_HALVES, built, check, paths_of, scaled_weights, shrinkage
 from slow_cases import slow_but
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_weights_in_halves
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels
-from e3nn_accel.backends.cuda.linear_weights_in_halves import BLOCKS, LinearWeightsInHalves, cut
-from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
+from e3nn_accel.backends.cuda.linear_weights_in_halves import SHARE, weights_in_halves
+from e3nn_accel.backends.cuda.weight_blocks import WeightBlocks
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
-from e3nn_accel.health import registry
 from e3nn_accel.plan import PlanContext
 
 pytestmark = [
@@ -37,18 +35,17 @@ VOTE = "__syncthreads_or(other)"
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each gradient of weights by halves; of however few it is called here, in blocks of a step or two."""
     found: list[int] = []
-    weights = LinearWeightsInHalves.weights
+    weights = WeightBlocks.weights
 
     def counted(self: Any, kernels: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         found.append(x.shape[0])
         return weights(self, kernels, x, *rest)
 
-    monkeypatch.setattr(LinearWeightsInHalves, "weights", counted)
+    monkeypatch.setattr(WeightBlocks, "weights", counted)
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
     monkeypatch.setattr(indexed_linear_launch, "architecture_of", lambda device: 90)
     monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 20)
-    monkeypatch.setattr(linear_weights_in_halves, "FEWEST_STEPS", 1)
-    cut.cache_clear()
+    monkeypatch.setattr(linear_weights_in_halves, "SHARE", SHARE._replace(fewest=1))
     return found
 
 
@@ -74,17 +71,6 @@ def test_any_number_of_blocks(
     monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: multiprocessors)
     exercise("parts of tiles", 150)
     assert launches
-
-
-@pytest.mark.parametrize("rows", [1, 31, 32, 33, 5000, 187_000])
-@pytest.mark.parametrize("processors", [1, 20, 132])
-@pytest.mark.parametrize("tiles", [1, 3, 1000])
-def test_blocks_run_at_once(rows: int, processors: int, tiles: int) -> None:
-    """Unless tiles are more, of which each then has one; and together they have every step."""
-    steps, blocks = cut(((1, 0, tiles), (3, tiles, 2)), rows, processors)
-    work = {1: -(-rows // 32), 3: -(-rows // 10)}
-    assert blocks == -(-work[1] // steps) * tiles + -(-work[3] // steps) * 2
-    assert blocks <= BLOCKS * processors or steps >= max(work.values())
 
 
 def test_sizes_of_rows_channels_and_columns(launches: list[int]) -> None:
@@ -137,14 +123,6 @@ def test_large_and_small_numbers(size: float, launches: list[int]) -> None:
     assert float((found - exact).norm() / exact.norm()) < 1e-6
 
 
-def paths_of(*irreps: str) -> MatrixPaths:
-    """Of a linear between these."""
-    found = registry().describe(o3.Linear(*irreps), "linear")
-    paths = MatrixPaths.of_linear(found)  # type: ignore[arg-type]
-    assert isinstance(paths, MatrixPaths)
-    return paths
-
-
 @pytest.mark.parametrize(
     ("irreps", "takes"),
     [
@@ -176,8 +154,8 @@ def test_few_rows_take_another_kernel(launches: list[int], monkeypatch: pytest.M
 @pytest.mark.parametrize("irreps", [*WEIGHTS_IN_HALVES.values(), ("256x7o", "256x7o")], ids=str)
 def test_blocks_have_room_beside_one_another(irreps: tuple[str, str]) -> None:
     """Of a multiprocessor's 228 KiB, 1 of which is the system's for each block, and as much is left for barriers."""
-    halved = LinearWeightsInHalves(paths_of(*irreps))
-    assert BLOCKS * (halved.shared + 1024 + 1664) <= 228 * 1024
+    halved = weights_in_halves(paths_of(*irreps))
+    assert SHARE.blocks * (halved.shared + 1024 + 1664) <= 228 * 1024
 
 
 def every_wait() -> None:

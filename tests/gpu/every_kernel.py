@@ -35,7 +35,7 @@ from indexed_parity import IN_HALVES as SPECIES_IN_HALVES
 from indexed_parity import SHAPES
 from indexed_parity import built as indexed
 from linear_parity import CASES as LINEARS
-from linear_parity import STAGED, WEIGHTS_IN_HALVES
+from linear_parity import STAGED, WEIGHTS_IN_HALVES, WEIGHTS_STAGED
 from linear_parity import built as linear
 from mace_parts import node_attrs
 from radial_embedding_parity import block, embedding, lengths
@@ -107,7 +107,7 @@ def linears(dtype: torch.dtype) -> Iterator[Work]:
 def linears_of_many_rows(dtype: torch.dtype) -> Iterator[Work]:
     """However few there are, some of which are in a step that isn't full."""
     with mock.patch.object(indexed_linear_launch, "FEW_BLOCKS", -1):
-        for case in WEIGHTS_IN_HALVES.values():
+        for case in {**WEIGHTS_IN_HALVES, **WEIGHTS_STAGED}.values():
             module = linear(*case)
             yield module, module, [draw((205, module.irreps_in.dim), 3, dtype)]
 

@@ -1,11 +1,12 @@
-"""Compare replays with eager calls while several processes take turns on a device.
+"""Compare results while several processes take turns on a device.
 
 python tests/gpu/share_device.py 12 120 float64 200              processes, seconds, dtype, atoms
+python tests/gpu/share_device.py 12 120 float64 linears          values and gradients of linears of many rows
 
 A device leaves a kernel of one process for another's, between blocks or within them, and comes back. What goes wrong
 then doesn't in a process by itself, as tests have it. Each process has the shipped model in a captured graph, asks for
 forces of atoms moved in six ways in random order, and prints what differs from eager calls by more than rounding: by
-how much, of how many atoms, and the worst of them.
+how much, of how many atoms, and the worst of them. Or it calls linears again and again, whose bits are always the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import random
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from e3nn import o3
 from test_model_graphs_gpu import BACKEND, TOLERANCE, call, crystal, eager, moved, shipped
 
 import e3nn_accel
@@ -30,6 +33,12 @@ from e3nn_accel.graphs import eager as graphs_eager
 WAYS, REPLAYS = 6, 40
 """Of moving atoms; between two looks at the results."""
 MOST_PRINTED = 12
+LINEARS = (
+    (("256x0e+384x1o+384x2e+256x3o", "128x0e+128x1o+128x2e+128x3o"), 2000),
+    (("128x0e+128x1o", "128x0e+128x1o"), 5000),
+    (("64x0e", "1280x0e"), 20_000),
+)
+"""Irreps and rows: of more blocks than a device has room for at once."""
 Results = dict[str, Any]
 
 
@@ -76,12 +85,43 @@ def one_process(seconds: float, dtype: torch.dtype, atoms: int) -> None:
     raise SystemExit(bool(wrong))
 
 
+def linears(seconds: float, dtype: torch.dtype) -> None:
+    """Call them by turns, and print how often the result, or the gradient of features or weights, had other bits."""
+    modules = [o3.Linear(*irreps).to("cuda", dtype) for irreps, _ in LINEARS]
+    given = [
+        torch.randn(rows, module.irreps_in.dim, device="cuda", dtype=dtype).requires_grad_()
+        for module, (_, rows) in zip(modules, LINEARS, strict=True)
+    ]
+
+    def results(n: int) -> list[torch.Tensor]:
+        out = modules[n](given[n])
+        return [out, *torch.autograd.grad(out.square().sum(), (given[n], modules[n].weight))]
+
+    stock = [results(n) for n in range(len(modules))]
+    calls, wrong = 0, torch.zeros(3, dtype=torch.long, device="cuda")
+    with e3nn_accel.enabled(**BACKEND):
+        exact = [results(n) for n in range(len(modules))]
+        for found, right in zip(chain(*exact), chain(*stock), strict=True):
+            assert (found - right).norm() <= 10 * TOLERANCE[dtype] * right.norm()
+        end = time.time() + seconds
+        while time.time() < end:
+            for n in list(range(len(modules))) * REPLAYS:
+                pairs = zip(results(n), exact[n], strict=True)
+                wrong += torch.stack([(now != before).any() for now, before in pairs])
+                calls += 1
+            torch.cuda.synchronize()
+    values, of_features, of_weights = wrong.tolist()
+    print(f"wrong of {calls}: {values} values, {of_features} of features, {of_weights} of weights")
+    raise SystemExit(bool(wrong.any()))
+
+
 def main(processes: str, seconds: str, dtype: str, atoms: str, child: str = "") -> None:
     """Start so many processes of this file, or be one of them; fails where a result is wrong."""
     if child:
         torch.set_default_dtype(torch.float64)
+        if atoms == "linears":
+            linears(float(seconds), getattr(torch, dtype))
         one_process(float(seconds), getattr(torch, dtype), int(atoms))
-        return
     command = [sys.executable, "-W", "ignore", __file__, processes, seconds, dtype, atoms]
     running = [subprocess.Popen([*command, "child"]) for _ in range(int(processes))]
     raise SystemExit(max(process.wait() for process in running))

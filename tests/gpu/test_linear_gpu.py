@@ -20,6 +20,7 @@ from linear_parity import (
     IN_HALVES,
     STAGED,
     WEIGHTS_IN_HALVES,
+    WEIGHTS_STAGED,
     built,
     check,
     scaled,
@@ -78,6 +79,16 @@ def test_weights_in_halves(case: str, rows: int, monkeypatch: pytest.MonkeyPatch
     check(module, x, torch.float32, device="cuda")
 
 
+@pytest.mark.parametrize("rows", [1, 70, 5000])
+@pytest.mark.parametrize("case", WEIGHTS_STAGED)
+def test_weights_staged(case: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Hopper; of any number of rows, as of many."""
+    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
+    module = built(*WEIGHTS_STAGED[case])
+    x = draw((rows, module.irreps_in.dim), 3).requires_grad_()
+    check(module, x, torch.float64, device="cuda")
+
+
 def test_sizes_of_channels_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a gradient of weights, whose powers of two change from step to step: none is lost beside others."""
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
@@ -117,14 +128,17 @@ ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == 
 LONG = ("2048x0e+512x1o", "2048x0e+512x1o")
 OF_WEIGHTS = {"indexed_linear_weights"}
 IN_HALVES_ON_HOPPER = {"linear_weights_in_halves", "sum_of_blocks"} if ON_HOPPER else OF_WEIGHTS
+STAGED_ON_HOPPER = (
+    {"linear_staged", "linear_weights_staged", "sum_of_blocks"}
+    if ON_HOPPER
+    else {"indexed_linear"} | OF_WEIGHTS
+)
 REPRODUCIBLE = {
     # irreps, rows, dtype, and the kernels that are launched
     "many rows": (MACE, 20_000, torch.float32, {"halve_weights", "linear_in_halves"} | IN_HALVES_ON_HOPPER),
     "few rows": (MACE, 70, torch.float32, {"indexed_linear"} | OF_WEIGHTS),
     "few rows, sums in slices": (LONG, 40, torch.float32, {"indexed_linear", "sum_shares"} | OF_WEIGHTS),
-    "many rows, float64": (
-        MACE, 20_000, torch.float64, {"linear_staged" if ON_HOPPER else "indexed_linear"} | OF_WEIGHTS,
-    ),
+    "many rows, float64": (MACE, 20_000, torch.float64, STAGED_ON_HOPPER),
     "few rows, sums in slices, float64": (LONG, 40, torch.float64, {"indexed_linear", "sum_shares"} | OF_WEIGHTS),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ python tests/gpu/tune_linear.py chosen float32                       every case,
 python tests/gpu/tune_linear.py slices float32                       of few rows, long sums uncut and cut
 python tests/gpu/tune_linear.py parts float32                        by halves, without copies, without products
 python tests/gpu/tune_linear.py species float32                      both ways, of 100 to 1000 rows of a species
+python tests/gpu/tune_linear.py weights float64                      dW, by blocks that have a tile each, and without
 
 What `layout_of` and `cut_of` say of an H100 was found by this. Times are the device's own, of calls
 replayed by a CUDA graph; errors are relative, against the first layout's result.
@@ -32,6 +33,8 @@ from e3nn_accel.backends.cuda import (
     indexed_linear_launch,
     indexed_linear_tables,
     linear_in_halves,
+    linear_weights_in_halves,
+    linear_weights_staged,
 )
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels, OneCall
 from e3nn_accel.backends.cuda.indexed_linear_layout import TILE, Layout
@@ -78,6 +81,7 @@ BY_SPECIES = {
     for rows in (1000, 2000, 5000, 10000, 20000)
 }
 """As many rows of each, and a small part of what a model knows, of which the rest isn't cut."""
+ROWS_OF_WEIGHTS = (1000, 2000, 5000, 20000)
 LAYOUTS = [Layout(*both) for both in product((32, 64, 128), (2, 3, 4))]
 LAYOUTS_OF_DOUBLES = [
     Layout(64, 2, 64, 2), Layout(64, 2, 64, 3), Layout(64, 3, 64, 3), Layout(64, 2, 64, 4),
@@ -175,6 +179,20 @@ def time_ways(
                 time_kinds(case, dtype, precision, exact, f"{label}, {way}", kinds)
 
 
+def time_weights(case: Case, dtype: torch.dtype, precision: Precision, label: str) -> None:
+    """By indexed_linear_weights.cu; and with less and more for each block to do, where rows are few."""
+    kernels = linear_weights_staged if dtype == torch.float64 else linear_weights_in_halves
+    exact: dict[str, Any] = {}
+    with mock.patch.object(kernels, "takes", return_value=False):
+        time_kinds(case, dtype, precision, exact, f"{label}, without", ["to_weight"])
+    chosen = kernels.SHARE
+    for fewest in (chosen.fewest // 2, chosen.fewest, 2 * chosen.fewest):
+        with mock.patch.object(kernels, "SHARE", chosen._replace(fewest=fewest)):
+            time_kinds(
+                case, dtype, precision, exact, f"{label}, {fewest} to a block", ["to_weight"]
+            )
+
+
 OF_ONE_TILE = Cut(64, 128, 32, 2, 3, warpgroups=True)
 PARTS = {
     "copies of W": "arrive_expecting(barrier, BYTES);\n"
@@ -236,6 +254,11 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
                 with without(parts), cut_so:
                     label = f"after conv without {', '.join(parts) or 'nothing'}"
                     time_kinds(CASES["linear after conv"], dtype, precision, {}, label, ["forward"])
+        return
+    if name == "weights":
+        alike = {each: case for each, case in CASES.items() if not case.species}
+        for (each, case), many in product(alike.items(), ROWS_OF_WEIGHTS):
+            time_weights(case._replace(rows=many), dtype, precision, f"{each}, {many} rows")
         return
     if name == "species":
         for each, case in BY_SPECIES.items():

@@ -71,6 +71,8 @@ inline void multiply_tiles(double (&sum)[4], const double (&a)[4], const double 
     host::multiply_shown(sum);
 }
 
+inline void multiply_four(double (&sum)[4], const double (&a)[2], double b) { multiply_tiles(sum, {a[0], a[1], 0, 0}, {b, 0}); }
+
 inline void multiply_two(double (&sum)[4], const double (&a)[2][4], const double (&b)[2][2]) {
     for (int step = 0; step < 2; step++) multiply_tiles(sum, a[step], b[step]);
 }

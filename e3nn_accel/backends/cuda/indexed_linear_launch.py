@@ -8,17 +8,18 @@ from typing import Literal, NamedTuple
 import torch
 
 from e3nn_accel.availability import architecture_of
+from e3nn_accel.backends.cuda import linear_weights_in_halves, linear_weights_staged
 from e3nn_accel.backends.cuda.indexed_linear_known import Run, run_of_kernel
 from e3nn_accel.backends.cuda.indexed_linear_layout import SortedRows, rounded_to, slices_of
 from e3nn_accel.backends.cuda.indexed_linear_rows import LaunchOfRows
 from e3nn_accel.backends.cuda.indexed_linear_tables import HOPPER, LinearTables
 from e3nn_accel.backends.cuda.linear_in_halves import LinearInHalves, least_rows
 from e3nn_accel.backends.cuda.linear_in_halves_launch import run_of_rows
-from e3nn_accel.backends.cuda.linear_weights_in_halves import WEIGHT_ENTRIES, LinearWeightsInHalves
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
 from e3nn_accel.backends.cuda.real import REAL
 from e3nn_accel.backends.cuda.share_sums import ShareSums
 from e3nn_accel.backends.cuda.tensor_product_plan import PARTIAL_SUMS
+from e3nn_accel.backends.cuda.weight_blocks import WeightBlocks
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.launch import Kernel, aligned, load_all, multiprocessors
 from e3nn_accel.layout import flat
@@ -90,11 +91,7 @@ class IndexedLinearKernels:
             for kind, side in self.sides.items()
             if halved and LinearInHalves.takes(side, architecture)
         }
-        self._weights_in_halves = (
-            LinearWeightsInHalves(paths)
-            if self._halves and LinearWeightsInHalves.takes(paths, architecture)
-            else None
-        )
+        self._blocks_of_weights = self._weights_of_many(architecture)
         self._slices = {
             kind: ShareSums(side.out_row, self.real, context.dtype.itemsize, context.config)
             for kind, side in self.sides.items()
@@ -107,6 +104,17 @@ class IndexedLinearKernels:
         self._kernels: dict[tuple[torch.device, Way], dict[str, tuple[Kernel, ...]]] = {}
         self._launches: dict[tuple[str, torch.Size, torch.Size, torch.device], _Launch] = {}
         self._known: dict[int, Run] = {}  # of outputs, by rows: a plan has one device
+
+    def _weights_of_many(self, architecture: int) -> WeightBlocks | None:
+        if self._halves and linear_weights_in_halves.takes(self.paths, architecture):
+            return linear_weights_in_halves.weights_in_halves(self.paths)
+        if self.real == "double" and linear_weights_staged.takes(self.paths, architecture):
+            return linear_weights_staged.weights_staged(self.paths)
+        return None
+
+    def _blocks_in(self, way: Way) -> WeightBlocks | None:
+        """The kernels of blocks that have a tile of weights each, if those of this way have them."""
+        return self._blocks_of_weights if way == ("halves" if self._halves else "many") else None
 
     def programs(self) -> tuple[KernelProgram, ...]:
         """What would be compiled, for many rows and for few."""
@@ -121,8 +129,9 @@ class IndexedLinearKernels:
         if way == "halves" and kind in self._halves:
             suffix = "_input" if kind == "to_input" else ""
             return self._halves[kind].program(suffix, self.description)
-        if way == "halves" and kind == "to_weight" and self._weights_in_halves is not None:
-            return self._weights_in_halves.program(self.description)
+        blocks = self._blocks_in(way)
+        if kind == "to_weight" and blocks is not None:
+            return blocks.program(self.description, HOPPER)
         few = way == "few" and kind in self.sides
         tables = self._tables.get((kind, few), self._of_dw)
         entry, _ = self._entry(kind, tables)
@@ -155,8 +164,9 @@ class IndexedLinearKernels:
     def _entries(self, kind: str, way: Way) -> tuple[tuple[str, str], ...]:
         if way == "halves" and kind in self._halves:
             return self._halves[kind].entries
-        if way == "halves" and kind == "to_weight" and self._weights_in_halves is not None:
-            return WEIGHT_ENTRIES
+        blocks = self._blocks_in(way)
+        if kind == "to_weight" and blocks is not None:
+            return blocks.entries
         return (self._entry(kind, self._tables.get((kind, way == "few"), self._of_dw)),)
 
     @staticmethod
@@ -164,8 +174,8 @@ class IndexedLinearKernels:
         return STAGED if tables.staged else ENTRIES[kind]
 
     def _of_weights(self, device: torch.device) -> Kernel:
-        """The same whichever way rows are taken, but for halves of weights: of those that are loaded, if any are."""
-        ways = [way for way in self._ways if way != "halves" or self._weights_in_halves is None]
+        """The same whichever way rows are taken, but for blocks of weights: of those that are loaded, if any are."""
+        ways = [way for way in self._ways if self._blocks_in(way) is None]
         for way in ways:
             found = self._kernels.get((device, way))
             if found is not None:
@@ -255,13 +265,12 @@ class IndexedLinearKernels:
     def weights(self, x: torch.Tensor, g: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
         """The gradient of the weights, flat."""
         rows, species = x.shape[0], max(1, self.paths.species)
-        in_halves, processors = self._weights_in_halves, multiprocessors(x.device)
-        if (
-            in_halves is not None
-            and self._way(rows, processors, self._rows["forward", True]) == "halves"
-        ):
-            kernels = self._loaded("to_weight", x.device, "halves")
-            return in_halves.weights(kernels, x, g, processors)
+        processors = multiprocessors(x.device)
+        way = self._way(rows, processors, self._rows["forward", True])
+        blocks = self._blocks_in(way)
+        if blocks is not None:
+            kernels = self._loaded("to_weight", x.device, way)
+            return blocks.weights(kernels, x, g, processors)
         most = min(BLOCKS_FOR_SUMS // (self._tiles * species), PARTIAL_SUMS // self.paths.weights)
         slices = max(1, min(-(-rows // ROWS_OF_A_SLICE), most))
         sums = x.new_empty((slices, self.paths.weights))
