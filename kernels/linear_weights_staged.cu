@@ -10,8 +10,8 @@
 // Tensor cores sum over four nodes at a time, one component after the other: there are no components to fill up with zeros, and with
 // four numbers between nodes no two lanes read from a bank at once, for the number of components is odd.
 //
-// Bytes, 8 to a number: N (x ceil(columns / COLUMNS) + g ceil(channels / CHANNELS)), and twice a tile for each block. A multiprocessor reads 16 bytes
-// of the second-level cache while its tensor cores multiply for one cycle, and for 0.4 cycles from shared memory.
+// Bytes, 8 to a number: N (x ceil(columns / COLUMNS) + g ceil(channels / CHANNELS)), and twice a tile for each block. For each cycle of its
+// tensor cores a multiprocessor reads 16 bytes of the second-level cache, and 48 of the 128 that shared memory gives.
 //
 // plan.cuh: IN_ROW, OUT_ROW; CHANNELS, COLUMNS; WARPS_DOWN, WARPS_ACROSS; SHARED, what a block has; PATH; ITEM = {path, first u, first w}, those
 // of fewer components first; DIMS, for each number of components that there is: it, its first item, and how many it has.
@@ -27,7 +27,6 @@ constexpr int WARPS = THREADS / 32, COPIERS = 4, MOST_STAGES = 6;
 // Of threads that copy, and of those that multiply: in all what a multiprocessor has.
 constexpr int FEW_REGISTERS = 40, MANY_REGISTERS = 232;
 static_assert(WARPS == 8 && DOWN == 2 && ACROSS == 8, "two warpgroups, each warp 32 by 64");
-constexpr int AT_ONCE = 4;  // fours of nodes, of a component each, that are read from shared memory together
 
 constexpr __host__ __device__ int nodes_of_step(int dim) { return dim == 1 ? 32 : dim == 3 ? 8 : 4; }
 __device__ __forceinline__ long long rows_of_block(int dim, int work) {
@@ -49,7 +48,7 @@ typedef Slots<MOST_STAGES> Ring;
 template <int DIM>
 __device__ __forceinline__ void copy_steps(const Share& of, real* memory, Ring& slots) {
     using S = Step<DIM>;
-    const int warp = number_of_warp() - WARPS;
+    const int t = threadIdx.x - THREADS, warp = number_of_warp() - WARPS;
     const real *x = of.x + warp * IN_ROW, *grad = of.grad + warp * OUT_ROW;
     Turn<S::stages> turn;
     for (int row = 0; row < of.rows; row += S::nodes) {
@@ -57,11 +56,9 @@ __device__ __forceinline__ void copy_steps(const Share& of, real* memory, Ring& 
         Barrier& full = slots.full[turn.slot];
         real *left = memory + turn.slot * S::size, *right = left + S::nodes * S::left_pitch;
         const int here = min(S::nodes, of.rows - row);
-        for (int n = here; n < S::nodes; n++) {
-            for (int e = threadIdx.x - THREADS; e < S::left_pitch; e += 32 * COPIERS) left[n * S::left_pitch + e] = 0;
-            for (int e = threadIdx.x - THREADS; e < S::right_pitch; e += 32 * COPIERS) right[n * S::right_pitch + e] = 0;
-        }
-        __syncwarp();
+        for (int e = here * S::left_pitch + t; e < S::nodes * S::left_pitch; e += 32 * COPIERS) left[e] = 0;
+        for (int e = here * S::right_pitch + t; e < S::nodes * S::right_pitch; e += 32 * COPIERS) right[e] = 0;
+        __syncwarp();  // zeros are written before the first lane says so
         if (one_of_warp()) {
             arrive_expecting(full, max(0, (here - warp + COPIERS - 1) / COPIERS) * (of.left_bytes + of.right_bytes));
 #pragma unroll 1
@@ -70,23 +67,10 @@ __device__ __forceinline__ void copy_steps(const Share& of, real* memory, Ring& 
                 copy_in(right + n * S::right_pitch, grad, of.right_bytes, full);
                 x += COPIERS * IN_ROW, grad += COPIERS * OUT_ROW;
             }
-        }
+        } else if (EVERY_THREAD_ARRIVES)
+            arrive(full);
         turn.advance();
     }
-}
-
-// So many fours, COUNT at most, of which `count` are there: a constant, once loops are unrolled.
-__device__ __forceinline__ void add_fours(real (&sum)[4], const real (&a)[AT_ONCE][2], const real (&b)[AT_ONCE], int count) {
-    if (count == AT_ONCE) {
-        const real left[2][4] = {{a[0][0], a[0][1], a[1][0], a[1][1]}, {a[2][0], a[2][1], a[3][0], a[3][1]}}, right[2][2] = {{b[0], b[1]}, {b[2], b[3]}};
-        multiply_two(sum, left, right);
-        return;
-    }
-    if (count >= 2) {
-        const real left[4] = {a[0][0], a[0][1], a[1][0], a[1][1]}, right[2] = {b[0], b[1]};
-        multiply_tiles(sum, left, right);
-    }
-    if (count % 2) multiply_four(sum, a[count - 1], b[count - 1]);
 }
 
 // Where the nodes of a four begin, of a component.
@@ -104,22 +88,24 @@ __device__ __forceinline__ void multiply_steps(Sums& sums, const Share& of, cons
         wait_until_full(slots, turn);
         const real *left = memory + turn.slot * S::size + own_left, *right = memory + turn.slot * S::size + own_right;
 #pragma unroll
-        for (int first = 0; first < S::fours; first += AT_ONCE) {
-            const int count = min(AT_ONCE, S::fours - first);
-            real a[DOWN][AT_ONCE][2];
+        for (int four = 0; four < S::fours; four += 2) {
+            const bool two = four + 1 < S::fours;  // the last may be one; known to the compiler
+            real a[DOWN][4];
 #pragma unroll
             for (int i = 0; i < DOWN; i++)
 #pragma unroll
-                for (int n = 0; n < count; n++)
-#pragma unroll
-                    for (int half = 0; half < 2; half++) a[i][n][half] = left[place_of<DIM>(first + n, S::left_pitch) + (i * 16 + half * 8) * DIM];
+                for (int n = 0; n < (two ? 4 : 2); n++) a[i][n] = left[place_of<DIM>(four + n / 2, S::left_pitch) + (i * 16 + n % 2 * 8) * DIM];
 #pragma unroll
             for (int j = 0; j < ACROSS; j++) {
-                real b[AT_ONCE];
+                real b[2];
 #pragma unroll
-                for (int n = 0; n < count; n++) b[n] = right[place_of<DIM>(first + n, S::right_pitch) + j * 8 * DIM];
+                for (int n = 0; n < (two ? 2 : 1); n++) b[n] = right[place_of<DIM>(four + n, S::right_pitch) + j * 8 * DIM];
 #pragma unroll
-                for (int i = 0; i < DOWN; i++) add_fours(sums[i][j], a[i], b, count);
+                for (int i = 0; i < DOWN; i++)
+                    if (two)
+                        multiply_tiles(sums[i][j], a[i], b);
+                    else
+                        multiply_four(sums[i][j], {a[i][0], a[i][1]}, b[0]);
             }
         }
         was_read(slots, turn);
@@ -151,7 +137,7 @@ linear_weights_staged(const real* __restrict__ x, const real* __restrict__ grad,
     extern __shared__ __align__(16) real memory[];
     __shared__ Ring slots;
     if (threadIdx.x < MOST_STAGES) {
-        barrier_init(slots.full[threadIdx.x], COPIERS);
+        barrier_init(slots.full[threadIdx.x], READER * COPIERS);
         barrier_init(slots.empty[threadIdx.x], READER * WARPS);
         fence_for_engines();
     }

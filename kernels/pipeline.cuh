@@ -29,7 +29,7 @@ __device__ __forceinline__ void barrier_init(Barrier& b, unsigned arrivals) {
 
 // Makes initialised barriers and what this thread wrote to shared memory visible to the copy engine, and to a warpgroup's tensor cores.
 // And what it reads of a slot has come before the engine fills that again, if this lies between its reads and its arrival: an arrival by
-// itself overtakes reads that are on their way.
+// itself overtakes reads that are on their way (kernels/README.md, linear_staged.cu).
 __device__ __forceinline__ void fence_for_engines() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ __forceinline__ void arrive(Barrier& b) {

@@ -72,15 +72,20 @@ def ends_of(t: torch.Tensor) -> torch.Tensor:
 
 
 def check(
-    exact: Any, operation: str, widths: tuple[int, ...], rows: int, device: str = "cuda"
+    exact: Any,
+    operation: str,
+    widths: tuple[int, ...],
+    rows: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cuda",
 ) -> str:
     """Values and first derivatives by all operands and parameters; how it ran."""
     exact = exact.to(device)
-    ours = copy.deepcopy(exact).float()
+    ours = copy.deepcopy(exact).to(dtype)
     with torch.no_grad():
         for a, b in zip(exact.parameters(), ours.parameters(), strict=True):
             a.copy_(b)  # the same numbers, rounded once
-    drawn = {"dtype": torch.float32, "device": device}
+    drawn = {"dtype": dtype, "device": device}
     inputs = [torch.randn(rows, width, requires_grad=True, **drawn) for width in widths]  # type: ignore[arg-type]
     with accelerated(self_check=False, backend="cuda"):
         out = ours(*inputs)
@@ -97,7 +102,7 @@ def check(
     leaves = [ends_of(t.detach()).double().requires_grad_() for t in inputs]
     value = exact(*leaves)
     expected = torch.autograd.grad(value, [*leaves, *exact.parameters()], ends_of(g).double())
-    of_values, of_gradients = TOLERANCE[torch.float32]
+    of_values, of_gradients = TOLERANCE[dtype]
     tolerances = [of_values, *[of_gradients] * len(found)]
     for ours_of, stocks, tolerance in zip(
         [*results, *of_parameters], [value.detach(), *expected], tolerances, strict=True
@@ -123,11 +128,14 @@ def test_products_with_offsets_beyond_2_to_the_31(
     assert ("bulk" in ran) == ("bulk" in case)
 
 
-def test_linears_with_offsets_beyond_2_to_the_31() -> None:
-    """Of what goes in and of what comes out, by products of halves."""
-    room_for(60)
+@pytest.mark.parametrize(
+    ("dtype", "gibibytes"), [(torch.float32, 60), (torch.float64, 100)], ids=["float32", "float64"]
+)
+def test_linears_with_offsets_beyond_2_to_the_31(dtype: torch.dtype, gibibytes: int) -> None:
+    """Of what goes in and of what comes out: by products of halves, and in float64, on Hopper by warps that copy."""
+    room_for(gibibytes)
     module = built("128x0e+128x1o", "128x0e+128x1o")
-    check(module, "linear", (512,), beyond(512))
+    check(module, "linear", (512,), beyond(512), dtype)
 
 
 def test_a_linear_of_odd_rows_with_offsets_beyond_2_to_the_31() -> None:

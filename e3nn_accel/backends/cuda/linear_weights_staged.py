@@ -14,7 +14,7 @@ STAGES, MOST_STAGES = 2, 6
 """Slots of the ring: at least, and at most."""
 ROOM = 225 << 10
 """Bytes of a block, that are left besides barriers."""
-SHARE = Share(blocks=1, least=0, fewest=128)
+SHARE = Share(blocks=1, least=0, fewest=96)
 """(node, component) pairs."""
 
 
