@@ -2,7 +2,7 @@
 //
 //   dW_p[u,w] = c_p * sum over nodes n, components k:  x[n,u,k] * g[n,w,k]
 //
-// Who owns what. A block owns TILE u by COLUMNS w of a path, and so many steps of the rows (weight_blocks.cuh): each STEPS times the
+// Who owns what. A block owns CHANNELS u by COLUMNS w of a path, and so many steps of the rows (weight_blocks.cuh): each STEPS times the
 // nodes whose components fit in the 16 numbers that tensor cores sum over (CHUNK), the rest of which are zero. Its two warpgroups multiply 64 u each. They have
 // x's halves in registers; g's, which both need, go to shared memory, where 16 lanes and their neighbours by 16 cut a column of a
 // chunk each. A second lot of these halves makes one barrier a step enough. Other blocks of the multiprocessor multiply while one cuts, which
@@ -12,9 +12,9 @@
 // a step has a larger one, what has been summed is multiplied by what lies between the two. So a step's sums are added as they are.
 // A product is wrong by 2^-23 of itself, or 2^-39 of that of the largest numbers, as in linear_in_halves.cu.
 //
-// Bytes, 4 to a number: N (x ceil(columns / COLUMNS) + g ceil(channels / TILE)), and twice a tile for each block.
+// Bytes, 4 to a number: N (x ceil(columns / COLUMNS) + g ceil(channels / CHANNELS)), and twice a tile for each block.
 //
-// plan.cuh: IN_ROW, OUT_ROW; CHANNELS, TILE's other name, and COLUMNS; PATH; ITEM = {path, first u, first w}, those of fewer components
+// plan.cuh: IN_ROW, OUT_ROW; CHANNELS, COLUMNS; PATH; ITEM = {path, first u, first w}, those of fewer components
 // first; DIMS, for each number of components that there is: it, its first item, and how many it has; LEFT_ROOM, RIGHT_ROOM, what x and g
 // of a slot take.
 // TRANSPOSED: x and g have changed places, where x has few channels, and W's rows are columns.

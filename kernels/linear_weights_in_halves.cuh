@@ -6,8 +6,8 @@
 #include "warpgroups.cuh"
 
 constexpr int THREADS = 256, STEPS = 2, CHUNK = 16;
-constexpr int TILE = CHANNELS, ACROSS = COLUMNS / 8, AT_ONCE = 8;  // groups of eight columns: of a tile, and whose products are asked for at once
-static_assert(TILE == 128 && (COLUMNS == 64 || COLUMNS == 128), "as tensor cores take them");
+constexpr int ACROSS = COLUMNS / 8, AT_ONCE = 8;  // groups of eight columns: of a tile, and whose products are asked for at once
+static_assert(CHANNELS == 128 && (COLUMNS == 64 || COLUMNS == 128), "as tensor cores take them");
 
 // A chunk's nodes in a slot, of each WIDE channels with all components. Eight numbers between nodes take those that a warp's lanes read to other
 // banks, sixteen between chunks a column's second chunk.
@@ -16,7 +16,7 @@ struct Chunk {
     static constexpr int nodes = CHUNK / DIM, rows = nodes * DIM, pitch = WIDE * DIM + BETWEEN, size = nodes * pitch + AFTER;
 };
 template <int DIM>
-using LeftChunk = Chunk<DIM, TILE, 8, 0>;
+using LeftChunk = Chunk<DIM, CHANNELS, 8, 0>;
 template <int DIM>
 using RightChunk = Chunk<DIM, COLUMNS, 0, 16>;
 template <int DIM>
