@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from comparison import accelerated, draw
+from comparison import draw
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
 from linear_parity import WEIGHTS_IN_HALVES, built, check, paths_of, scaled_weights, shrinkage
 from slow_cases import slow_but
+from weight_blocks_parity import gradient, launches_of_few
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_weights_in_halves
 from e3nn_accel.backends.cuda.indexed_linear_launch import IndexedLinearKernels
 from e3nn_accel.backends.cuda.linear_weights_in_halves import SHARE, weights_in_halves
-from e3nn_accel.backends.cuda.weight_blocks import WeightBlocks
 from e3nn_accel.compile import KernelProgram
 from e3nn_accel.config import Config
 from e3nn_accel.plan import PlanContext
@@ -34,19 +33,7 @@ VOTE = "__syncthreads_or(other)"
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each gradient of weights by halves; of however few it is called here, in blocks of a step or two."""
-    found: list[int] = []
-    weights = WeightBlocks.weights
-
-    def counted(self: Any, kernels: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        found.append(x.shape[0])
-        return weights(self, kernels, x, *rest)
-
-    monkeypatch.setattr(WeightBlocks, "weights", counted)
-    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
-    monkeypatch.setattr(indexed_linear_launch, "architecture_of", lambda device: 90)
-    monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 20)
-    monkeypatch.setattr(linear_weights_in_halves, "SHARE", SHARE._replace(fewest=1))
-    return found
+    return launches_of_few(monkeypatch, linear_weights_in_halves)
 
 
 def exercise(case: str, rows: int) -> None:
@@ -84,14 +71,6 @@ def test_errors_do_not_add_up(launches: list[int]) -> None:
     """Each short sum is rounded towards zero, and what that loses is made up for."""
     assert abs(shrinkage(width=256, rows=600)["dW"]) < 1.5e-8
     assert launches
-
-
-def gradient(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """[channels, columns], of scalars."""
-    module = built(f"{x.shape[1]}x0e", f"{g.shape[1]}x0e").float()
-    with accelerated(backend="cuda", self_check=False):
-        (found,) = torch.autograd.grad(module(x.clone().requires_grad_()), module.weight, g)
-    return found.view(x.shape[1], g.shape[1])
 
 
 def test_a_weight_depends_on_its_channel_and_column_alone(launches: list[int]) -> None:
