@@ -15,8 +15,8 @@
 // Bytes, 4 to a number: N (x ceil(columns / COLUMNS) + g ceil(channels / CHANNELS)), and twice a tile for each block.
 //
 // plan.cuh: IN_ROW, OUT_ROW; CHANNELS, COLUMNS; PATH; ITEM = {path, first u, first w}, those of fewer components
-// first; DIMS, for each number of components that there is: it, its first item, and how many it has; LEFT_ROOM, RIGHT_ROOM, what x and g
-// of a slot take.
+// first; DIMS, for each number of components that there is: it, its first item, and how many it has; NODES, of a step, by number of
+// components, COST, 1; LEFT_ROOM, RIGHT_ROOM, what x and g of a slot take.
 // TRANSPOSED: x and g have changed places, where x has few channels, and W's rows are columns.
 
 #include "plan.cuh"
@@ -29,8 +29,6 @@ constexpr int WARPS = THREADS / 32, BLOCKS = 2, STAGES = 2;
 constexpr int SLOT = LEFT_ROOM + RIGHT_ROOM, HALVES = STEPS * WORDS_OF_A_STEP<ACROSS>, LOTS = 2;
 constexpr int WARPS_THAT_CUT = COLUMNS / 16;  // g
 static_assert(SLOT % 32 == 0, "halves begin as tensor cores read them");
-
-__device__ __forceinline__ long long rows_of_block(int dim, int steps) { return (long long)steps * (STEPS * (CHUNK / dim)); }
 
 struct Shared {
     Barrier full[STAGES];
@@ -71,6 +69,7 @@ template <int DIM>
 __device__ __forceinline__ void sum(const Share& of, real* memory, Shared& s, real* __restrict__ to) {
     using L = LeftChunk<DIM>;
     constexpr int nodes = NODES<DIM>;
+    static_assert(nodes == STEPS * L::nodes, "chunks are full");
     const int lane = threadIdx.x % 32, warp = number_of_warp(), own_row = threadIdx.x / 32 * 16 + lane / 4;
     unsigned* const all_halves = reinterpret_cast<unsigned*>(memory + STAGES * SLOT);
     int places[4];
@@ -139,7 +138,7 @@ linear_weights_in_halves(const real* __restrict__ x, const real* __restrict__ gr
     int block = blockIdx.x;
 #define OF_DIM(DIM, FIRST, HERE)                                                                                                 \
     {                                                                                                                            \
-        const int blocks = HERE * slices_of(DIM, rows, steps);                                                                   \
+        const int blocks = HERE * slices_of<DIM>(rows, steps);                                                                   \
         if (block < blocks)                                                                                                      \
             return sum<DIM>(share_of<DIM>(ITEM[FIRST + block % HERE], block / HERE, x, grad, rows, steps), memory, s,            \
                             sums_of_blocks + (long long)blockIdx.x * OF_TILE);                                                   \

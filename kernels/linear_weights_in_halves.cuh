@@ -19,8 +19,6 @@ template <int DIM>
 using LeftChunk = Chunk<DIM, CHANNELS, 8, 0>;
 template <int DIM>
 using RightChunk = Chunk<DIM, COLUMNS, 0, 16>;
-template <int DIM>
-constexpr int NODES = STEPS * (CHUNK / DIM);  // of a step
 
 // From one power of two to a larger one, of what was multiplied by the first.
 __device__ __forceinline__ real from_to(unsigned before, unsigned now) {

@@ -14,7 +14,8 @@
 // tensor cores a multiprocessor reads 16 bytes of the second-level cache, and 48 of the 128 that shared memory gives.
 //
 // plan.cuh: IN_ROW, OUT_ROW; CHANNELS, COLUMNS; WARPS_DOWN, WARPS_ACROSS; SHARED, what a block has; PATH; ITEM = {path, first u, first w}, those
-// of fewer components first; DIMS, for each number of components that there is: it, its first item, and how many it has.
+// of fewer components first; DIMS, for each number of components that there is: it, its first item, and how many it has; NODES, of a
+// step, and COST, its (node, component) pairs, by number of components.
 // TRANSPOSED: x and g have changed places, where g has few columns, and W's rows are columns.
 
 #include "plan.cuh"
@@ -28,16 +29,10 @@ constexpr int WARPS = THREADS / 32, COPIERS = 4, MOST_STAGES = 6;
 constexpr int FEW_REGISTERS = 40, MANY_REGISTERS = 232;
 static_assert(WARPS == 8 && DOWN == 2 && ACROSS == 8, "two warpgroups, each warp 32 by 64");
 
-constexpr __host__ __device__ int nodes_of_step(int dim) { return dim == 1 ? 32 : dim == 3 ? 8 : 4; }
-__device__ __forceinline__ long long rows_of_block(int dim, int work) {
-    const int of_step = nodes_of_step(dim);
-    return max(1, work / (of_step * dim)) * of_step;
-}
-
 // How nodes of DIM components lie in a slot.
 template <int DIM>
 struct Step {
-    static constexpr int nodes = nodes_of_step(DIM), fours = nodes / 4 * DIM;
+    static constexpr int nodes = NODES<DIM>, fours = nodes / 4 * DIM;
     static constexpr int left_pitch = CHANNELS * DIM + 4, right_pitch = COLUMNS * DIM + 4, size = nodes * (left_pitch + right_pitch);
     static constexpr int room = SHARED / (size * (int)sizeof(real)), stages = room < MOST_STAGES ? room : MOST_STAGES;
     static_assert(stages >= 2, "one is filled while another is read");
@@ -145,7 +140,7 @@ linear_weights_staged(const real* __restrict__ x, const real* __restrict__ grad,
     int block = blockIdx.x;
 #define OF_DIM(DIM, FIRST, HERE)                                                                                     \
     {                                                                                                                \
-        const int blocks = HERE * slices_of(DIM, rows, work);                                                        \
+        const int blocks = HERE * slices_of<DIM>(rows, work);                                                        \
         if (block < blocks)                                                                                          \
             return tile_of<DIM>(share_of<DIM>(ITEM[FIRST + block % HERE], block / HERE, x, grad, rows, work), memory, \
                                 slots, sums_of_blocks + (long long)blockIdx.x * OF_TILE);                            \

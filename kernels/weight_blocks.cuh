@@ -1,7 +1,7 @@
 // Blocks that each have a tile of a linear's weights, CHANNELS u by COLUMNS w of a path, and a share of the rows; and how their sums are added up.
 //
-// Blocks of a number of components (DIM) have its tiles of the first rows, then those of the next. All blocks have about as much to do, `work`: of how
-// many rows that is, rows_of_block says, which the file that includes this has.
+// Blocks of a number of components (DIM) have its tiles of the first rows, then those of the next. They go through rows in steps of NODES<DIM>,
+// and have all about as much to do, `work`, of which a step is COST<DIM>.
 // Every block writes its sums where nobody else does. Those of a tile are added up in a fixed order: the same bits each time.
 #pragma once
 
@@ -12,10 +12,15 @@
 #endif
 constexpr int OF_TILE = CHANNELS * COLUMNS, SUMMING = 256;  // numbers; threads that add them up
 
-__device__ __forceinline__ long long rows_of_block(int dim, int work);
+template <int DIM>
+__device__ __forceinline__ long long rows_of_block(int work) {
+    if constexpr (COST<DIM> == 1) return (long long)work * NODES<DIM>;
+    return max(1, work / COST<DIM>) * NODES<DIM>;  // a step at least
+}
 
-__device__ __forceinline__ int slices_of(int dim, long long rows, int work) {
-    const long long each = rows_of_block(dim, work);
+template <int DIM>
+__device__ __forceinline__ int slices_of(long long rows, int work) {
+    const long long each = rows_of_block<DIM>(work);
     return (int)((rows + each - 1) / each);
 }
 
@@ -28,7 +33,7 @@ struct Share {
 template <int DIM>
 __device__ __forceinline__ Share share_of(const Item& item, int slice, const real* x, const real* grad, long long rows, int work) {
     const Path path = PATH[item.path];
-    const long long each = rows_of_block(DIM, work), begin = slice * each;
+    const long long each = rows_of_block<DIM>(work), begin = slice * each;
     const int of_channel = DIM * sizeof(real);
     return {x + begin * IN_ROW + path.in + item.u * DIM, grad + begin * OUT_ROW + path.out + item.w * DIM, (int)min(rows - begin, each),
             min(CHANNELS, path.channels - item.u) * of_channel, min(COLUMNS, path.columns - item.w) * of_channel};
@@ -54,10 +59,10 @@ sum_of_blocks(const real* __restrict__ sums_of_blocks, long long rows, int work,
     int slices = 0;
 #define FIND(DIM, FIRST, HERE)                                                 \
     if (number >= FIRST && number < FIRST + HERE) {                            \
-        slices = slices_of(DIM, rows, work), next = (long long)HERE * OF_TILE; \
+        slices = slices_of<DIM>(rows, work), next = (long long)HERE * OF_TILE; \
         first += (long long)(number - FIRST) * OF_TILE;                        \
     } else if (number >= FIRST + HERE)                                         \
-        first += (long long)HERE * slices_of(DIM, rows, work) * OF_TILE;
+        first += (long long)HERE * slices_of<DIM>(rows, work) * OF_TILE;
     DIMS(FIND)
     Numbers sum = {};
 #pragma unroll 4

@@ -129,6 +129,10 @@ class WeightBlocks:
             array("Path", "PATH", list(self.side.by_output)),
             array("Item", "ITEM", self.items),
             for_each("DIMS", [of[:3] for of in self.by_dim]),
+            "template <int DIM> constexpr int NODES = 0;",
+            "template <int DIM> constexpr int COST = 0;",
+            *(f"template <> constexpr int NODES<{of.dim}> = {of.nodes};" for of in self.by_dim),
+            *(f"template <> constexpr int COST<{of.dim}> = {of.cost};" for of in self.by_dim),
         ]
         return KernelProgram(
             self.entry,
