@@ -27,7 +27,7 @@ def launches_of_few(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType) -> lis
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
     monkeypatch.setattr(indexed_linear_launch, "architecture_of", lambda device: 90)
     monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: 20)
-    monkeypatch.setattr(kernels, "SHARE", kernels.SHARE._replace(fewest=1))
+    monkeypatch.setattr(kernels, "LEAST", kernels.LEAST._replace(of_one=1))
     return found
 
 

@@ -185,11 +185,11 @@ def time_weights(case: Case, dtype: torch.dtype, precision: Precision, label: st
     exact: dict[str, Any] = {}
     with mock.patch.object(kernels, "takes", return_value=False):
         time_kinds(case, dtype, precision, exact, f"{label}, without", ["to_weight"])
-    chosen = kernels.SHARE
-    for fewest in (chosen.fewest // 2, chosen.fewest, 2 * chosen.fewest):
-        with mock.patch.object(kernels, "SHARE", chosen._replace(fewest=fewest)):
+    chosen = kernels.LEAST
+    for enough in (chosen.of_one // 2, chosen.of_one, 2 * chosen.of_one):
+        with mock.patch.object(kernels, "LEAST", chosen._replace(of_one=enough)):
             time_kinds(
-                case, dtype, precision, exact, f"{label}, {fewest} to a block", ["to_weight"]
+                case, dtype, precision, exact, f"{label}, {enough} to a block", ["to_weight"]
             )
 
 

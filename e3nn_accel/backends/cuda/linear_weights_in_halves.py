@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from e3nn_accel.backends.cuda.linear_in_halves import BYTES, CHUNK, HOPPER, LINE
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
-from e3nn_accel.backends.cuda.weight_blocks import Share, Step, WeightBlocks, copied_whole, widest
+from e3nn_accel.backends.cuda.weight_blocks import (
+    LeastWork,
+    Step,
+    WeightBlocks,
+    copied_whole,
+    widest,
+)
 
 THREADS, STAGES, LOTS = 256, 2, 2
 """Of a block, its slots of rows, and its lots of halves."""
 CHANNELS, CHUNKS = 128, 2
 """Of a tile; of a step, each of as many components of nodes as tensor cores sum over at once."""
-SHARE = Share(blocks=2, least=8, fewest=4)
+LEAST = LeastWork(blocks=2, of_several=8, of_one=4)
 """Steps."""
 
 
@@ -36,7 +42,7 @@ def weights_in_halves(paths: MatrixPaths) -> WeightBlocks:
         threads=THREADS,
         shared=BYTES * (STAGES * (left + right) + LOTS * CHUNKS * CHUNK * columns),
         steps={dim: Step(CHUNKS * (CHUNK // dim)) for dim in dims},
-        share=SHARE,
+        least=LEAST,
         sizes={"LEFT_ROOM": left, "RIGHT_ROOM": right},
     )
 

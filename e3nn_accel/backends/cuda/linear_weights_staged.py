@@ -5,7 +5,13 @@ from __future__ import annotations
 from e3nn_accel.backends.cuda.indexed_linear_layout import TILE
 from e3nn_accel.backends.cuda.indexed_linear_tables import COPIERS, HOPPER
 from e3nn_accel.backends.cuda.matrix_paths import MatrixPaths
-from e3nn_accel.backends.cuda.weight_blocks import Share, Step, WeightBlocks, copied_whole, widest
+from e3nn_accel.backends.cuda.weight_blocks import (
+    LeastWork,
+    Step,
+    WeightBlocks,
+    copied_whole,
+    widest,
+)
 
 BYTES = 8
 WARPS = 8
@@ -14,7 +20,7 @@ STAGES, MOST_STAGES = 2, 6
 """Slots of the ring: at least, and at most."""
 ROOM = 225 << 10
 """Bytes of a block, that are left besides barriers."""
-SHARE = Share(blocks=1, least=0, fewest=96)
+LEAST = LeastWork(blocks=1, of_several=0, of_one=96)
 """(node, component) pairs."""
 
 
@@ -44,7 +50,7 @@ def weights_staged(paths: MatrixPaths) -> WeightBlocks:
         threads=32 * (WARPS + COPIERS),
         shared=max(slot * min(MOST_STAGES, ROOM // slot) for slot in slots),
         steps={dim: Step(_nodes(dim), _nodes(dim) * dim) for dim in dims},
-        share=SHARE,
+        least=LEAST,
         sizes={
             "WARPS_DOWN": channels // 32,
             "WARPS_ACROSS": columns // 64,

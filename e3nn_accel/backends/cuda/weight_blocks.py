@@ -19,22 +19,22 @@ from e3nn_accel.new_memory import new_rows
 
 SUMMING = 256
 """Threads of a block that adds tiles up, each warp 16 bytes to a lane."""
-FEWEST = 32
+NARROWEST = 32
 """Channels, or columns: of tiles that would be emptier, indexed_linear_weights.cu makes more."""
 
 
-class Share(NamedTuple):
-    """How much a block is to do at least, in units that each number of components says how many a step has.
+class LeastWork(NamedTuple):
+    """What is enough for a block, in what a step costs.
 
     Attributes:
         blocks: Of a multiprocessor: all blocks run at once.
-        least: Where there is less for each of these, a multiprocessor has one: its beginning and end take as long.
-        fewest: Of that one.
+        of_several: Where there is less for each of these, a multiprocessor has one: its beginning and end take as long.
+        of_one: Of that one; of less work there are fewer blocks than multiprocessors.
     """
 
     blocks: int
-    least: int
-    fewest: int
+    of_several: int
+    of_one: int
 
 
 class OfDim(NamedTuple):
@@ -72,7 +72,7 @@ class WeightBlocks:
         channels, columns: Of a tile.
         threads, shared: Of a block: its bytes of dynamic shared memory.
         steps: Of each number of components.
-        share: Of a block.
+        least: What is enough for a block.
         sizes: What else ``plan.cuh`` says.
     """
 
@@ -84,7 +84,7 @@ class WeightBlocks:
     threads: int
     shared: int
     steps: dict[int, Step]
-    share: Share
+    least: LeastWork
     sizes: dict[str, int]
 
     @property
@@ -151,7 +151,7 @@ class WeightBlocks:
         of_blocks, sum_of_blocks = kernels
         x, g, rows = aligned(x), aligned(g), x.shape[0]
         of_tile = self.channels * self.columns
-        work, blocks = cut(self.by_dim, self.share, rows, processors)
+        work, blocks = cut(self.by_dim, self.least, rows, processors)
         sums = new_rows(x, blocks, of_tile)
         left, right = (g, x) if self.side.transposed else (x, g)
         of_blocks(
@@ -173,7 +173,7 @@ def copied_whole(paths: MatrixPaths, bytes_each: int) -> bool:
         not paths.species
         and copies["X_COPY"] == copies["OUT_COPY"] == together
         and not any(n % together for n in sizes)
-        and min(widest(paths)) > FEWEST
+        and min(widest(paths)) > NARROWEST
     )
 
 
@@ -183,25 +183,26 @@ def widest(paths: MatrixPaths) -> tuple[int, int]:
 
 
 @lru_cache(256)
-def cut(by_dim: tuple[OfDim, ...], share: Share, rows: int, processors: int) -> tuple[int, int]:
+def cut(by_dim: tuple[OfDim, ...], least: LeastWork, rows: int, processors: int) -> tuple[int, int]:
     """(work of a block, blocks): as little as has all blocks run at once, unless tiles are more than that.
 
     Args:
         by_dim: Tiles, as the kernel has them.
-        share: What is enough for a block.
+        least: What is enough for a block.
         rows: Some.
         processors: Of the device.
     """
     of_tiles = [-(-rows // of.nodes) * of.cost for of in by_dim]
     in_all = sum(work * of.tiles for work, of in zip(of_tiles, by_dim, strict=True))
     processors = max(1, processors)
-    most = processors * (share.blocks if in_all >= share.least * share.blocks * processors else 1)
+    several = in_all >= least.of_several * least.blocks * processors
+    most = processors * (least.blocks if several else 1)
 
     def blocks(work: int) -> int:
         steps = [(max(1, work // of.cost) * of.nodes, of.tiles) for of in by_dim]
         return sum(-(-rows // each) * tiles for each, tiles in steps)
 
-    work = max(share.fewest, in_all // most)
+    work = max(least.of_one, in_all // most)
     while blocks(work) > most and work < max(of_tiles):
         work += 1 + work // 128
     return work, blocks(work)
