@@ -59,8 +59,8 @@ def differences(
     return lines
 
 
-def one_process(seconds: float, dtype: torch.dtype, atoms: int) -> None:
-    """Capture again and again, and replay; print what is wrong, and how often nothing was."""
+def replays(seconds: float, dtype: torch.dtype, atoms: int) -> bool:
+    """Capture again and again, and replay; print what is wrong, and how often nothing was. Whether something was."""
     graphs_eager.ENOUGH_EDGES = 0
     model = shipped(dtype)
     batches = [moved(crystal(model, atoms), way) for way in range(WAYS)]
@@ -82,11 +82,11 @@ def one_process(seconds: float, dtype: torch.dtype, atoms: int) -> None:
                 ]
     print(*wrong[:MOST_PRINTED], sep="\n", end="\n" if wrong else "")
     print(f"{len(wrong)} results wrong of {calls}", flush=True)
-    raise SystemExit(bool(wrong))
+    return bool(wrong)
 
 
-def linears(seconds: float, dtype: torch.dtype) -> None:
-    """Call them by turns, and print how often the result, or the gradient of features or weights, had other bits."""
+def linears(seconds: float, dtype: torch.dtype) -> bool:
+    """Call them by turns, and print how often values or a gradient had other bits. Whether one had."""
     modules = [o3.Linear(*irreps).to("cuda", dtype) for irreps, _ in LINEARS]
     given = [
         torch.randn(rows, module.irreps_in.dim, device="cuda", dtype=dtype).requires_grad_()
@@ -112,16 +112,15 @@ def linears(seconds: float, dtype: torch.dtype) -> None:
             torch.cuda.synchronize()
     values, of_features, of_weights = wrong.tolist()
     print(f"wrong of {calls}: {values} values, {of_features} of features, {of_weights} of weights")
-    raise SystemExit(bool(wrong.any()))
+    return bool(wrong.any())
 
 
 def main(processes: str, seconds: str, dtype: str, atoms: str, child: str = "") -> None:
     """Start so many processes of this file, or be one of them; fails where a result is wrong."""
     if child:
         torch.set_default_dtype(torch.float64)
-        if atoms == "linears":
-            linears(float(seconds), getattr(torch, dtype))
-        one_process(float(seconds), getattr(torch, dtype), int(atoms))
+        of = float(seconds), getattr(torch, dtype)
+        raise SystemExit(linears(*of) if atoms == "linears" else replays(*of, int(atoms)))
     command = [sys.executable, "-W", "ignore", __file__, processes, seconds, dtype, atoms]
     running = [subprocess.Popen([*command, "child"]) for _ in range(int(processes))]
     raise SystemExit(max(process.wait() for process in running))

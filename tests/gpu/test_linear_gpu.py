@@ -59,34 +59,22 @@ def test_in_halves(case: str, rows: int) -> None:
     check(module, x, torch.float32, device="cuda")
 
 
-@pytest.mark.parametrize("rows", [1, 70, 5000])
-@pytest.mark.parametrize("case", STAGED)
-def test_staged(case: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of any number of rows, as of many; on Hopper with warps that copy for the others."""
-    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
-    module = built(*STAGED[case])
-    x = draw((rows, module.irreps_in.dim), 3).requires_grad_()
-    check(module, x, torch.float64, device="cuda")
+OF_MANY_ROWS = [
+    *((irreps, torch.float32) for irreps in WEIGHTS_IN_HALVES.values()),
+    *((irreps, torch.float64) for irreps in {**STAGED, **WEIGHTS_STAGED}.values()),
+]
 
 
 @pytest.mark.parametrize("rows", [1, 70, 5000])
-@pytest.mark.parametrize("case", WEIGHTS_IN_HALVES)
-def test_weights_in_halves(case: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Hopper; of any number of rows, as of many."""
+@pytest.mark.parametrize(("irreps", "dtype"), OF_MANY_ROWS, ids=str)
+def test_kernels_of_many_rows(
+    irreps: tuple[str, str], dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any number of rows; on Hopper with warps that copy for the others, and blocks that have a tile of weights."""
     monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
-    module = built(*WEIGHTS_IN_HALVES[case])
+    module = built(*irreps)
     x = draw((rows, module.irreps_in.dim), 3).requires_grad_()
-    check(module, x, torch.float32, device="cuda")
-
-
-@pytest.mark.parametrize("rows", [1, 70, 5000])
-@pytest.mark.parametrize("case", WEIGHTS_STAGED)
-def test_weights_staged(case: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Hopper; of any number of rows, as of many."""
-    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", -1)
-    module = built(*WEIGHTS_STAGED[case])
-    x = draw((rows, module.irreps_in.dim), 3).requires_grad_()
-    check(module, x, torch.float64, device="cuda")
+    check(module, x, dtype, device="cuda")
 
 
 def test_sizes_of_channels_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:

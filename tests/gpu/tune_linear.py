@@ -228,46 +228,59 @@ def without(parts: Sequence[str]) -> Any:
     return mock.patch.object(LinearInHalves, "program", program)
 
 
-def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "float32") -> None:
-    """Print a line for each kernel and layout."""
-    dtype = getattr(torch, dtype_name)
-    torch.manual_seed(0)
-    exact: dict[str, Any] = {}
-    print(torch.cuda.get_device_name(), name, dtype_name, precision)
-    if name == "slices":
-        for each, (case, kind) in FEW_ROWS.items():
-            exact = {}
-            with mock.patch.object(indexed_linear_tables, "STEPS_TO_CUT", 1 << 30):
-                time_kinds(case, dtype, precision, exact, f"{each}, uncut", [kind])
-            time_kinds(case, dtype, precision, exact, f"{each}, cut", [kind])
-        return
-    if name == "chosen":
-        for each, case in CASES.items():
-            time_kinds(case, dtype, precision, {}, each)
-            if case.species and dtype == torch.float32 and precision == "float32":
-                time_ways(case, dtype, precision, each, KINDS[:2])
-        return
-    if name == "parts":
-        for count in range(len(PARTS) + 1):
-            for parts in combinations(PARTS, count):
-                cut_so = mock.patch.object(linear_in_halves, "cut_of", return_value=OF_ONE_TILE)
-                with without(parts), cut_so:
-                    label = f"after conv without {', '.join(parts) or 'nothing'}"
-                    time_kinds(CASES["linear after conv"], dtype, precision, {}, label, ["forward"])
-        return
-    if name == "weights":
-        alike = {each: case for each, case in CASES.items() if not case.species}
-        for (each, case), many in product(alike.items(), ROWS_OF_WEIGHTS):
-            time_weights(case._replace(rows=many), dtype, precision, f"{each}, {many} rows")
-        return
-    if name == "species":
-        for each, case in BY_SPECIES.items():
+def time_slices(dtype: torch.dtype, precision: Precision) -> None:
+    """Long sums of few rows, uncut and cut."""
+    for each, (case, kind) in FEW_ROWS.items():
+        exact: dict[str, Any] = {}
+        with mock.patch.object(indexed_linear_tables, "STEPS_TO_CUT", 1 << 30):
+            time_kinds(case, dtype, precision, exact, f"{each}, uncut", [kind])
+        time_kinds(case, dtype, precision, exact, f"{each}, cut", [kind])
+
+
+def time_chosen(dtype: torch.dtype, precision: Precision) -> None:
+    """Every case as it is cut; skip connections in float32 both ways, besides."""
+    for each, case in CASES.items():
+        time_kinds(case, dtype, precision, {}, each)
+        if case.species and dtype == torch.float32 and precision == "float32":
             time_ways(case, dtype, precision, each, KINDS[:2])
-        return
-    case = CASES[name]
-    if int(rows or 0):
-        case = case._replace(rows=int(rows))
-    exact, stock = {}, indexed_linear_tables.layout_of
+
+
+def time_parts(dtype: torch.dtype, precision: Precision) -> None:
+    """A kernel that lacks some of its parts, and all of them."""
+    for count in range(len(PARTS) + 1):
+        for parts in combinations(PARTS, count):
+            cut_so = mock.patch.object(linear_in_halves, "cut_of", return_value=OF_ONE_TILE)
+            with without(parts), cut_so:
+                label = f"after conv without {', '.join(parts) or 'nothing'}"
+                time_kinds(CASES["linear after conv"], dtype, precision, {}, label, ["forward"])
+
+
+def time_species(dtype: torch.dtype, precision: Precision) -> None:
+    """Skip connections of few to many rows of a species."""
+    for each, case in BY_SPECIES.items():
+        time_ways(case, dtype, precision, each, KINDS[:2])
+
+
+def time_rows_of_weights(dtype: torch.dtype, precision: Precision) -> None:
+    """Gradients of weights of few to many rows."""
+    alike = {each: case for each, case in CASES.items() if not case.species}
+    for (each, case), many in product(alike.items(), ROWS_OF_WEIGHTS):
+        time_weights(case._replace(rows=many), dtype, precision, f"{each}, {many} rows")
+
+
+BY_NAME = {
+    "chosen": time_chosen,
+    "slices": time_slices,
+    "parts": time_parts,
+    "species": time_species,
+    "weights": time_rows_of_weights,
+}
+
+
+def time_layouts(case: Case, dtype: torch.dtype, precision: Precision) -> None:
+    """One case in all layouts."""
+    exact: dict[str, Any] = {}
+    stock = indexed_linear_tables.layout_of
     for layout in LAYOUTS_OF_DOUBLES if dtype == torch.float64 else LAYOUTS:
 
         def this(
@@ -290,6 +303,18 @@ def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "flo
             cut_so = mock.patch.object(linear_in_halves, "cut_of", lambda *of, cut=cut: cut)
             with cut_so, by_halves(True):
                 time_kinds(case, dtype, precision, exact, cut, KINDS[:2])
+
+
+def main(name: str, dtype_name: str, rows: str = "", precision: Precision = "float32") -> None:
+    """Print a line for each kernel and layout."""
+    dtype = getattr(torch, dtype_name)
+    torch.manual_seed(0)
+    print(torch.cuda.get_device_name(), name, dtype_name, precision)
+    if name in BY_NAME:
+        BY_NAME[name](dtype, precision)
+        return
+    case = CASES[name]
+    time_layouts(case._replace(rows=int(rows)) if int(rows or 0) else case, dtype, precision)
 
 
 if __name__ == "__main__":
