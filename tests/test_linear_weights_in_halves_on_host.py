@@ -9,8 +9,7 @@ import torch
 from comparison import draw
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
-from linear_parity import WEIGHTS_IN_HALVES, built, check, paths_of, scaled_weights, shrinkage
-from slow_cases import slow_but
+from linear_parity import WEIGHTS_IN_HALVES, paths_of, scaled_weights, shrinkage
 from weight_blocks_parity import gradient, launches_of_few
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_weights_in_halves
@@ -34,30 +33,6 @@ VOTE = "__syncthreads_or(other)"
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each gradient of weights by halves; of however few it is called here, in blocks of a step or two."""
     return launches_of_few(monkeypatch, linear_weights_in_halves)
-
-
-def exercise(case: str, rows: int) -> None:
-    """Values, first and second derivatives."""
-    module = built(*WEIGHTS_IN_HALVES[case])
-    check(module, draw((rows, module.irreps_in.dim), 3).requires_grad_(), torch.float32)
-
-
-@pytest.mark.parametrize("rows", slow_but([1, 33, 70, 300], 70))
-@pytest.mark.parametrize("case", WEIGHTS_IN_HALVES)
-def test_values_and_derivatives(case: str, rows: int, launches: list[int]) -> None:
-    exercise(case, rows)
-    assert launches
-    assert set(launches) == {rows}
-
-
-@pytest.mark.parametrize("multiprocessors", [1, 1000])
-def test_any_number_of_blocks(
-    multiprocessors: int, launches: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All rows to a tile's block, and a step to each."""
-    monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: multiprocessors)
-    exercise("parts of tiles", 150)
-    assert launches
 
 
 def test_sizes_of_rows_channels_and_columns(launches: list[int]) -> None:
@@ -121,13 +96,6 @@ def test_which_are(irreps: tuple[str, str], takes: bool) -> None:
         files = {p.file for p in IndexedLinearKernels(paths, "", context).programs()}
         assert (FILE in files) == (takes and architecture == 90 and dtype == torch.float32)
         assert "indexed_linear_weights.cu" in files
-
-
-def test_few_rows_take_another_kernel(launches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they do forward."""
-    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", 2)
-    exercise("MACE", 70)
-    assert not launches
 
 
 @pytest.mark.parametrize("irreps", [*WEIGHTS_IN_HALVES.values(), ("256x7o", "256x7o")], ids=str)

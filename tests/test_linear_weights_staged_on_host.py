@@ -7,8 +7,7 @@ import torch
 from comparison import draw
 from host_kernels import HostCompiler, race_shown
 from kernel_barriers import barriers, without
-from linear_parity import WEIGHTS_STAGED, built, check, paths_of
-from slow_cases import slow_but
+from linear_parity import WEIGHTS_STAGED, paths_of
 from weight_blocks_parity import gradient, launches_of_few
 
 from e3nn_accel.backends.cuda import indexed_linear_launch, linear_weights_staged
@@ -29,30 +28,6 @@ WAITS = r"(wait_until_full|wait_until_empty|was_read)\([^;{]*\);"
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each gradient of weights by such blocks; of however few it is called here, in blocks of a step or two."""
     return launches_of_few(monkeypatch, linear_weights_staged)
-
-
-def exercise(case: str, rows: int) -> None:
-    """Values, first and second derivatives."""
-    module = built(*WEIGHTS_STAGED[case])
-    check(module, draw((rows, module.irreps_in.dim), 3).requires_grad_(), torch.float64)
-
-
-@pytest.mark.parametrize("rows", slow_but([1, 33, 70, 300], 70))
-@pytest.mark.parametrize("case", WEIGHTS_STAGED)
-def test_values_and_derivatives(case: str, rows: int, launches: list[int]) -> None:
-    exercise(case, rows)
-    assert launches
-    assert set(launches) == {rows}
-
-
-@pytest.mark.parametrize("multiprocessors", [1, 1000])
-def test_any_number_of_blocks(
-    multiprocessors: int, launches: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All rows to a tile's block, and a step to each."""
-    monkeypatch.setattr(indexed_linear_launch, "multiprocessors", lambda device: multiprocessors)
-    exercise("parts of tiles", 150)
-    assert launches
 
 
 def test_what_is_not_finite_stays_in_its_channel_and_column(launches: list[int]) -> None:
@@ -85,13 +60,6 @@ def test_which_are(irreps: tuple[str, str], takes: bool) -> None:
         files = {p.file for p in IndexedLinearKernels(paths, "", context).programs()}
         assert (FILE in files) == (takes and architecture == 90 and dtype == torch.float64)
         assert "indexed_linear_weights.cu" in files
-
-
-def test_few_rows_take_another_kernel(launches: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they do forward."""
-    monkeypatch.setattr(indexed_linear_launch, "FEW_BLOCKS", 2)
-    exercise("MACE", 70)
-    assert not launches
 
 
 @pytest.mark.parametrize("irreps", WEIGHTS_STAGED.values(), ids=str)
